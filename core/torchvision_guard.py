@@ -1,0 +1,58 @@
+"""Lets ``import torchvision`` work where torch is a CPU build and torchvision was built against CUDA.
+
+Such a torchvision fails at import because its compiled operators do not load ("operator torchvision::nms does not
+exist"), and lpips, diffusers and transformers fail with it although they never call those operators. The guard is a
+meta-path finder that costs nothing until somebody imports torchvision. It then tries the compiled library; only if
+that fails does it declare the two schemas that torchvision's own Python code registers against.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_kept: list[Any] = []
+
+
+class _Guard(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("torchvision")
+        if spec is not None and spec.origin is not None:
+            _declare_missing_operators(Path(spec.origin).parent)
+        return spec
+
+
+def _declare_missing_operators(folder: Path) -> None:
+    import torch
+
+    for library in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd")):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return
+    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        fragment.define(schema)
+    _kept.append(fragment)
+
+
+def install() -> None:
+    """Installs the guard once; does nothing if torchvision is already imported."""
+    if "torchvision" not in sys.modules and not any(isinstance(finder, _Guard) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())
