@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..core.components import Component
+from ..core.components import Component, labelled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ..core.images import Images
@@ -62,6 +63,14 @@ class Attack(Component):
     differentiable: ClassVar[bool] = False
 
     @property
+    def label(self) -> str:
+        """Name and settings; the strength is always named, also where it is the default."""
+        if self.strength is None or self.strength_value is None:
+            return super().label
+        first = {self.strength: getattr(self, self.strength)}
+        return labelled(self.name, {**first, **self.changed_params()})
+
+    @property
     def aligned(self) -> bool:
         """Whether the result, after :meth:`undo`, can be compared pixel by pixel with the input."""
         return True
@@ -69,7 +78,8 @@ class Attack(Component):
     @property
     def strength_value(self) -> float | None:
         """The strength as a number, None where the attack has none."""
-        return None if self.strength is None else float(getattr(self, self.strength))
+        value = None if self.strength is None else getattr(self, self.strength)
+        return None if value is None else float(value)
 
     @property
     def damage(self) -> float:

@@ -104,15 +104,26 @@ class Component(BaseModel, ABC):
             kind=self.kind, name=self.name, version=self.version, params=self.identity_params(), digests=digests
         )
 
+    def changed_params(self) -> dict[str, Any]:
+        """The identity parameters that differ from their defaults."""
+        fields = type(self).model_fields
+        return {key: v for key, v in self.identity_params().items() if getattr(self, key) != fields[key].default}
+
     @property
     def label(self) -> str:
-        """A short name with the parameters that differ from their defaults, e.g. ``jpeg(quality=50)``."""
-        fields = type(self).model_fields
-        given = {
-            key: value for key, value in self.identity_params().items() if getattr(self, key) != fields[key].default
-        }
-        inside = ", ".join(f"{key}={format_value(value)}" for key, value in given.items())
-        return f"{self.name}({inside})" if inside else self.name
+        """A short name with the parameters that differ from their defaults, e.g. ``dwt-dct(payload=48)``."""
+        return labelled(self.name, self.changed_params())
+
+
+def labelled(name: str, params: Mapping[str, Any]) -> str:
+    """``name(key=value, ...)``, or the bare name.
+
+    Example:
+        >>> labelled("crop", {"area": 0.5})
+        'crop(area=0.5)'
+    """
+    inside = ", ".join(f"{key}={format_value(value)}" for key, value in params.items())
+    return f"{name}({inside})" if inside else name
 
 
 C = TypeVar("C", bound=Component)

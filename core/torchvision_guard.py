@@ -24,7 +24,7 @@ _SCHEMAS = (
 _kept: list[Any] = []
 
 
-class _Guard(importlib.abc.MetaPathFinder):
+class _TorchvisionGuard(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -53,6 +53,10 @@ def _declare_missing_operators(folder: Path) -> None:
 
 
 def install() -> None:
-    """Installs the guard once; does nothing if torchvision is already imported."""
-    if "torchvision" not in sys.modules and not any(isinstance(finder, _Guard) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Guard())
+    """Installs the guard once; does nothing if torchvision is already imported.
+
+    The finder is recognised by its name: test runners may load this file a second time under another module name.
+    """
+    installed = any(type(finder).__name__ == _TorchvisionGuard.__name__ for finder in sys.meta_path)
+    if "torchvision" not in sys.modules and not installed:
+        sys.meta_path.insert(0, _TorchvisionGuard())

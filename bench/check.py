@@ -1,0 +1,265 @@
+"""The contract suite: does a component keep what its contract promises? For built-in components and for yours."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..attacks.base import Attack
+from ..core.components import Component, build, field_roles
+from ..core.errors import SpecError, UnavailableError, UserError
+from ..core.images import Images, Record
+from ..core.registry import KINDS, entries, load_class
+from ..core.seeds import Seed
+from ..datasets.base import Dataset
+from .methods.base import Detector, Method, Watermark
+from .metrics import Metric
+from .shard import score
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One promise and whether it was kept.
+
+    Attributes:
+        promise: what the contract says.
+        ok: whether it was kept.
+        detail: what happened instead.
+    """
+
+    promise: str
+    ok: bool
+    detail: str = ""
+
+
+class _BrokenError(Exception):
+    """A promise was not kept."""
+
+
+def find_kind(target: str) -> str:
+    """The kind of a registered name or of a ``file.py:Class``."""
+    for kind, name in entries():
+        if name == target:
+            return kind
+    if ":" in target:
+        for kind in KINDS:
+            try:
+                load_class(kind, target)
+            except SpecError as error:
+                if "is no" not in str(error):
+                    raise
+                continue
+            return kind
+        raise SpecError(f"{target} is no component: derive it from Watermark, Detector, Attack, Dataset or Metric")
+    load_class("method", target)
+    raise SpecError(f"unknown component '{target}'")
+
+
+def check_component(target: str, params: dict[str, Any] | None = None) -> Iterator[Checked]:
+    """Runs every check that fits the component, one after another.
+
+    Args:
+        target: a registered name, or ``file.py:Class``.
+        params: its parameters.
+
+    Raises:
+        SpecError: there is no such component, or a parameter is wrong.
+        UnavailableError: it needs something that is not here.
+    """
+    kind = find_kind(target)
+    part = build(load_class(kind, target), params or {})
+    reason = part.unavailable()
+    if reason:
+        raise UnavailableError(f"{part.label}: {reason}")
+    for promise, test in _checks(part):
+        try:
+            test()
+        except (_BrokenError, UserError) as error:
+            yield Checked(promise, False, str(error))
+        except Exception as error:
+            yield Checked(promise, False, f"{type(error).__name__}: {error}")
+        else:
+            yield Checked(promise, True)
+
+
+Check = tuple[str, Callable[[], None]]
+
+
+def _checks(part: Component) -> Iterator[Check]:
+    yield "every parameter is declared with param() or knob()", lambda: _fields(part)
+    yield "the spec is JSON and the same twice", lambda: _spec(part)
+    yield "survives pickling", lambda: _pickles(part)
+    if isinstance(part, Watermark):
+        yield from _watermark(part)
+    elif isinstance(part, Detector):
+        yield from _scorer(part)
+    elif isinstance(part, Attack):
+        yield from _attack(part)
+    elif isinstance(part, Metric):
+        yield from _metric(part)
+    elif isinstance(part, Dataset):
+        yield from _dataset(part)
+
+
+def _fields(part: Component) -> None:
+    bad = [name for name, role in field_roles(type(part)).items() if role == "unclassified"]
+    _need(not bad, f"neither param() nor knob(): {', '.join(bad)}")
+
+
+def _spec(part: Component) -> None:
+    _need(part.spec().id == build(type(part), part.model_dump()).spec().id, "two equal components differ in identity")
+
+
+def _pickles(part: Component) -> None:
+    _need(pickle.loads(pickle.dumps(part)) == part, "comes back changed")  # noqa: S301  our own bytes
+
+
+def sample_images(side: int = 256) -> Images:
+    """Three images to check with: smooth, textured and flat; always the same."""
+    rng = Seed.root(0).child("check").numpy()
+    y, x = np.mgrid[0:side, 0:side] / side
+    smooth = np.stack([x, y, (x + y) / 2], axis=-1) * 200 + 28
+    texture = rng.normal(128, 40, (side, side, 3))
+    flat = np.full((side, side, 3), 126.0)
+    arrays = np.clip(np.stack([smooth, texture, flat]), 0, 255).astype(np.uint8)
+    return Images.from_numpy(arrays, [Record(name) for name in ("smooth", "texture", "flat")])
+
+
+def _watermark(mark: Watermark) -> Iterator[Check]:
+    images, seed = sample_images(), Seed.root(1)
+    keys = torch.from_numpy(Seed.root(2).numpy().integers(0, 2, (3, mark.bits)).astype(bool))
+
+    def pair_shape() -> None:
+        pair = mark.mark(images, keys, seed)
+        for side in (pair.marked, pair.unmarked):
+            _need(isinstance(side, Images) and side.ids == images.ids, "must return Images with the same records")
+
+    def not_in_place() -> None:
+        before = images.pixels.clone()
+        mark.mark(images, keys, seed)
+        _need(bool((images.pixels == before).all()), "changed its input")
+
+    def alone() -> None:
+        together = mark.mark(images, keys, seed).marked.numpy()
+        for i in range(3):
+            single = mark.mark(images.take([i]), keys[i : i + 1], seed).marked.numpy()[0]
+            _need(np.array_equal(single, together[i]), f"image {i} is marked otherwise alone than in a batch")
+
+    def reads_back() -> None:
+        pair = mark.mark(images, keys, seed)
+        rows = score(mark, pair.marked)
+        if mark.bits:
+            hits = [float(((r.logits > 0) == k.numpy()).mean()) for r, k in zip(rows, keys, strict=True)]
+            _need(float(np.mean(hits)) > 0.6, f"bit accuracy on its own marked images is {np.mean(hits):.2f}")
+        else:
+            clean = score(mark, pair.unmarked)
+            higher = sum((m.value or 0) > (c.value or 0) for m, c in zip(rows, clean, strict=True))
+            _need(higher >= 2, "marked images do not score above unmarked ones")
+
+    yield "marking returns images of the same records", pair_shape
+    yield "marking leaves its input alone", not_in_place
+    yield "marking does not depend on the batch", alone
+    yield "reads its own mark", reads_back
+    yield from _scorer(mark)
+
+
+def _scorer(method: Method) -> Iterator[Check]:
+    images = sample_images()
+
+    def evidence() -> None:
+        score(method, images)
+
+    def alone() -> None:
+        together = score(method, images)
+        for i in range(3):
+            (single,) = score(method, images.take([i]))
+            same = np.array_equal(_value(single), _value(together[i]))
+            _need(same, f"image {i} scores otherwise alone than in a batch")
+
+    yield "scoring returns finite evidence of the right shape", evidence
+    yield "scoring does not depend on the batch", alone
+
+
+def _value(row: Any) -> np.ndarray:
+    return np.asarray(row.value if row.logits is None else row.logits)
+
+
+def _attack(attack: Attack) -> Iterator[Check]:
+    images, seed = sample_images(), Seed.root(1)
+
+    def shape() -> None:
+        out = attack.apply(images, seed)
+        _need(isinstance(out, Images) and out.ids == images.ids, "must return Images with the same records")
+
+    def not_in_place() -> None:
+        before = images.pixels.clone()
+        attack.apply(images, seed)
+        _need(bool((images.pixels == before).all()), "changed its input")
+
+    def alone() -> None:
+        together = attack.apply(images, seed).numpy()
+        for i in (2, 0, 1):
+            single = attack.apply(images.take([i]), seed).numpy()[0]
+            _need(np.array_equal(single, together[i]), f"image {i} is attacked otherwise alone than in a batch")
+
+    def seeds() -> None:
+        a, b = (attack.apply(images, s).numpy() for s in (seed, Seed.root(2)))
+        _need(attack.seeded or np.array_equal(a, b), "uses its seed but says seeded = False")
+
+    def family() -> None:
+        _need(bool(attack.family), "no family")
+        known = attack.strength is None or attack.strength in type(attack).model_fields
+        _need(known, f"its strength '{attack.strength}' is no field")
+
+    yield "returns images of the same records", shape
+    yield "leaves its input alone", not_in_place
+    yield "does not depend on batch or order", alone
+    yield "draws only from the seed", seeds
+    yield "declares family and strength", family
+
+
+def _metric(metric: Metric) -> Iterator[Check]:
+    images = sample_images()
+    other = images.with_pixels(np.clip(images.numpy().astype(int) + 9, 0, 255).astype(np.uint8))
+
+    def shape() -> None:
+        values = metric.compare(other, metric.prepare(images))
+        _need(values.shape == (3,) and not np.isnan(values).any(), f"returned {values!r}")
+
+    def order() -> None:
+        same, moved = (metric.compare(x, metric.prepare(images)) for x in (images, other))
+        better = same >= moved if metric.better == "higher" else same <= moved
+        _need(bool(better.all()), "an image is judged worse against itself than a changed one")
+
+    yield "one finite number for each image", shape
+    yield "nothing is better than the reference itself", order
+
+
+def _dataset(dataset: Dataset) -> Iterator[Check]:
+    def stable() -> None:
+        _need(dataset.index().digest == dataset.index().digest, "two indexes differ")
+
+    def independent() -> None:
+        records = dataset.index().records[:3]
+        together = {r.id: a for group in dataset.load(records)[0] for r, a in group}
+        for record in reversed(records):
+            (group,) = dataset.load([record])[0]
+            _need(np.array_equal(group.numpy()[0], together[record.id]), f"{record.id} depends on what is loaded with it")
+
+    def unique() -> None:
+        ids = [record.id for record in dataset.index().records]
+        _need(len(ids) == len(set(ids)), "ids repeat")
+
+    yield "lists the same images twice", stable
+    yield "ids are unique", unique
+    yield "loading does not depend on the batch", independent
+
+
+def _need(kept: bool, otherwise: str) -> None:
+    if not kept:
+        raise _BrokenError(otherwise)

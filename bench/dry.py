@@ -1,0 +1,84 @@
+"""What a run would take, from a short trial of its own components."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..core.seeds import Seed
+from .engine import one_thread
+from .plan import Plan
+from .shard import apply_attack, make_pair, score
+
+_BYTES_PER_ROW = 40
+
+
+def estimate(plan: Plan, images: int = 2) -> str:
+    """Times every component on a few images and says how many cells, images, minutes and megabytes a run takes.
+
+    Args:
+        plan: the plan.
+        images: how many images to try.
+    """
+    seconds, problems = _per_image(plan, images)
+    count = len(plan.records)
+    runtime = plan.benchmark.runtime
+    workers = 1 if runtime.engine == "inline" else runtime.workers or os.cpu_count() or 1
+    active = [cell for cell in plan.cells if cell.skipped is None]
+    bits = {i: getattr(m, "bits", 0) for i, m in enumerate(plan.methods)}
+    size = sum(_BYTES_PER_ROW + 4 * (bits[c.index] if c.observer == "scorer" else 0) for c in active) * count
+    minutes = seconds * count / workers / 60
+    lines = [
+        f"{plan.benchmark.name}: {count} images, {len(plan.methods)} methods, {len(plan.attacks)} attacks",
+        f"cells: {len(plan.cells)} planned, {len(plan.cells) - len(active)} skipped with a reason",
+        f"time: about {minutes:.1f} minutes with {workers} workers ({seconds:.3f} core-seconds an image)",
+        f"disk: about {size / 1e6:.0f} MB",
+    ]
+    return "\n".join(lines + [f"trial: {problem}" for problem in problems])
+
+
+def _per_image(plan: Plan, images: int) -> tuple[float, list[str]]:
+    problems: list[str] = []
+    root = Seed.root(plan.benchmark.seed)
+    with one_thread():
+        groups, rejected = plan.dataset.load(plan.records[:images])
+        problems += [f"{r.id}: {r.reason}" for r in rejected]
+        total = 0.0
+        # The first round loads networks and libraries; only the second is counted.
+        for counted in (False, True):
+            started = time.perf_counter()
+            for group in groups:
+                problems += _trial(plan, group, root) if counted else _trial(plan, group, root)[:0]
+            total = time.perf_counter() - started
+    tried = max(1, sum(len(group) for group in groups))
+    return total / tried, sorted(set(problems))
+
+
+def _trial(plan: Plan, group: object, root: Seed) -> list[str]:
+    from ..core.images import Images
+
+    problems = []
+    if not isinstance(group, Images):
+        return []
+    wanted = {c.work for c in plan.cells if c.skipped is None}
+    makers = sorted({maker for maker, _, _ in wanted}, key=lambda m: -1 if m is None else m)
+    for maker in makers:
+        try:
+            source = group if maker is None else make_pair(plan, plan.methods[maker], group).marked
+        except Exception as error:
+            problems.append(f"{plan.methods[maker or 0].label}: {error}")
+            continue
+        prepared = [(i, metric.prepare(source)) for i, metric in enumerate(plan.metrics) if not metric.unavailable()]
+        for _, _, attack in sorted((w for w in wanted if w[0] == maker), key=lambda w: w[2]):
+            cells = [c for c in plan.cells if c.skipped is None and c.work[0] == maker and c.attack == attack]
+            try:
+                attacked = apply_attack(plan, attack, source, root)
+                for cell in cells:
+                    if cell.observer == "scorer":
+                        score(plan.methods[cell.index], attacked)
+                    else:
+                        state = dict(prepared)[cell.index]
+                        plan.metrics[cell.index].compare(plan.attacks[attack].undo(attacked), state)
+            except Exception as error:
+                problems.append(f"{plan.attacks[attack].label}: {error}")
+    return problems

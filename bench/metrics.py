@@ -1,0 +1,183 @@
+"""Image quality: per-image comparisons of an image with its reference."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+import torch
+
+from ..core.components import Component, param
+from ..core.identity import file_digest
+from ..core.images import Images
+
+
+class Metric(Component):
+    """Compares images with their reference, pixel by pixel, one number for each image.
+
+    Class attributes:
+        unit: the unit of the value, empty for none.
+        better: ``higher`` or ``lower``.
+    """
+
+    kind: ClassVar[str] = "metric"
+    unit: ClassVar[str] = ""
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    def prepare(self, reference: Images) -> Any:
+        """What can be computed once for a reference that many images are compared with; the reference itself here."""
+        return reference
+
+    @abstractmethod
+    def compare(self, images: Images, prepared: Any) -> np.ndarray:
+        """Float64 ``[B]``.
+
+        Args:
+            images: the images to judge, of the reference's size and order.
+            prepared: what :meth:`prepare` returned for the reference.
+        """
+
+
+class Psnr(Metric):
+    """Peak signal-to-noise ratio over all pixels and channels, data range 255; infinite for equal images.
+
+    PSNR = 10 log10(255^2 / MSE), per image, never pooled over images.
+    """
+
+    name: ClassVar[str] = "psnr"
+    unit: ClassVar[str] = "dB"
+
+    def compare(self, images: Images, prepared: Any) -> np.ndarray:
+        """PSNR in dB for each image."""
+        pairs = zip(images.numpy(), prepared.numpy(), strict=True)
+        # OpenCV sums the squares of 8-bit differences exactly, in integers.
+        squares = np.array([cv2.norm(a, b, cv2.NORM_L2SQR) for a, b in pairs])
+        mse = squares / images.numpy()[0].size
+        with np.errstate(divide="ignore"):
+            psnr: np.ndarray = 10.0 * np.log10(255.0**2 / mse)
+        return psnr
+
+
+class Ssim(Metric):
+    """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5 and 11 pixels, K1 = .01, K2 = .03.
+
+    The mean over channels of the mean over all windows that lie inside the image; population variances, data range
+    255. This is scikit-image's ``structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
+    """
+
+    name: ClassVar[str] = "ssim"
+
+    def prepare(self, reference: Images) -> Any:
+        """The reference's local means and squared means."""
+        return [_moments(array) for array in reference.numpy()]
+
+    def compare(self, images: Images, prepared: Any) -> np.ndarray:
+        """SSIM in -1 to 1 for each image."""
+        return np.array([_ssim(array, *state) for array, state in zip(images.numpy(), prepared, strict=True)])
+
+
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def _blur(values: np.ndarray) -> np.ndarray:
+    """Gaussian local means at the windows that lie inside the image."""
+    margin = _WINDOW // 2
+    blurred = cv2.GaussianBlur(values, (_WINDOW, _WINDOW), _SIGMA, borderType=cv2.BORDER_REFLECT)
+    inner: np.ndarray = blurred[margin:-margin, margin:-margin]
+    return inner
+
+
+def _moments(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if min(array.shape[:2]) < _WINDOW:
+        raise ValueError(f"SSIM needs images of at least {_WINDOW} pixels a side, not {array.shape[1]}x{array.shape[0]}")
+    # Centred at mid-grey: variances are the same and float32 keeps more of their digits.
+    values = array.astype(np.float32) - np.float32(128)
+    mean = _blur(values)
+    return values, mean, _blur(values * values) - mean * mean
+
+
+def _ssim(array: np.ndarray, reference: np.ndarray, mean_r: np.ndarray, variance_r: np.ndarray) -> float:
+    values, mean, variance = _moments(array)
+    covariance = _blur(values * reference) - mean * mean_r
+    level, level_r = mean + np.float32(128), mean_r + np.float32(128)
+    luminance = (2 * level * level_r + _C1) / (level * level + level_r * level_r + _C1)
+    structure = (2 * covariance + _C2) / (variance + variance_r + _C2)
+    return float((luminance * structure).mean(dtype=np.float64))
+
+
+_BACKBONES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+"""torchvision's files; the part after the dash is the beginning of the SHA-256."""
+
+_BATCH = 4
+
+
+class Lpips(Metric):
+    """LPIPS (Zhang et al., CVPR 2018) through the lpips package, linear heads v0.1.
+
+    The heads ship with the package; the backbone is torchvision's and is read from torch's checkpoint folder
+    (``TORCH_HOME``). It is never downloaded in the middle of a run: where it is missing the metric is skipped and
+    says which file goes where.
+    """
+
+    name: ClassVar[str] = "lpips"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+    references: ClassVar[tuple[str, ...]] = (
+        "R. Zhang, P. Isola, A. A. Efros, E. Shechtman, O. Wang: The Unreasonable Effectiveness of Deep Features as a "
+        "Perceptual Metric. CVPR 2018.",
+    )
+
+    backbone: Literal["alex", "vgg", "squeeze"] = param("alex", doc="feature network: alex, vgg or squeeze")
+
+    def unavailable(self) -> str | None:
+        """Needs the ``quality`` extra and the backbone's weights."""
+        missing = [name for name in ("lpips", "torchvision") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"needs {' and '.join(missing)}: pip install 'waterproof[quality]'"
+        path = self._weights()
+        if not path.is_file():
+            return f"needs torchvision's {path.name} (download.pytorch.org/models/{path.name}): put it at {path}"
+        begin = path.stem.rsplit("-", 1)[1]
+        if not file_digest(path).startswith(begin):
+            return f"{path} is not the published file: its SHA-256 does not begin with {begin}; fetch it again"
+        return None
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the backbone's weights, where they are present."""
+        path = self._weights() if importlib.util.find_spec("torch") else None
+        return {"backbone": file_digest(path)} if path is not None and path.is_file() else {}
+
+    def _weights(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONES[self.backbone]
+
+    def compare(self, images: Images, prepared: Any) -> np.ndarray:
+        """LPIPS for each image; 0 for equal images."""
+        network = _lpips(self.backbone)
+        values = []
+        with torch.inference_mode():
+            for start in range(0, len(images), _BATCH):
+                pick = [min(start + i, len(images) - 1) for i in range(_BATCH)]
+                a, b = (x.take(pick).float() * 2 - 1 for x in (images, prepared))
+                values.append(network(a, b).reshape(-1).double().numpy())
+        joined: np.ndarray = np.concatenate(values)[: len(images)]
+        return joined
+
+
+@lru_cache(maxsize=3)
+def _lpips(backbone: str) -> Any:
+    import warnings
+
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lpips.LPIPS(net=backbone, verbose=False).eval()

@@ -1,0 +1,333 @@
+"""The work on one shard of images: load once, attack once, let every observer look. The same under every engine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core.errors import ContractError, UserError
+from ..core.identity import canonical_json
+from ..core.images import Images, Record
+from ..core.seeds import Seed
+from ..datasets.base import Rejected
+from .keys import key_bits
+from .methods.base import Detector, Evidence, Method, Pair, Watermark
+from .metrics import Metric
+from .plan import Cell, Plan
+
+
+@dataclass(slots=True)
+class Row:
+    """What one observer saw in one image, or why it saw nothing.
+
+    Attributes:
+        image: the image's id.
+        status: ``ok``, ``failed`` or ``unreadable``.
+        logits: bit logits, for scorers with a payload.
+        value: a detector's score, or a metric's value.
+        error: one line, for rows that are not ok.
+    """
+
+    image: str
+    status: str = "ok"
+    logits: np.ndarray | None = None
+    value: float | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Finished:
+    """One cell of one shard, complete.
+
+    Attributes:
+        cell: the cell.
+        rows: one for each image of the shard.
+        traceback: of the first failure.
+    """
+
+    cell: Cell
+    rows: list[Row]
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Time that one stage took on one shard; kept apart from results, because it is never the same twice.
+
+    Attributes:
+        stage: ``load``, ``mark``, ``attack``, ``score`` or ``measure``.
+        name: label of the component.
+        images: number of images.
+        seconds: wall-clock seconds in this process.
+    """
+
+    stage: str
+    name: str
+    images: int
+    seconds: float
+
+
+class CellTimeoutError(UserError):
+    """A cell took longer than its limit on one shard."""
+
+
+Outcome = Images | Exception
+
+
+def run_shard(
+    plan: Plan, records: tuple[Record, ...], todo: Iterable[Cell], emit: Callable[[Finished], None]
+) -> list[Cost]:
+    """Computes the cells in ``todo`` for the images ``records`` and hands over each as soon as it is complete.
+
+    An exception in a component fails the cells that depend on it and nothing else.
+
+    Returns:
+        what each stage cost.
+    """
+    wanted: dict[tuple[int, str], dict[int, list[Cell]]] = {}
+    for cell in todo:
+        maker = -1 if cell.maker is None else cell.maker
+        wanted.setdefault((maker, cell.arm), {}).setdefault(cell.attack, []).append(cell)
+    if not wanted:
+        return []
+    shard = _Shard(plan, records)
+    groups = shard.load()
+    pairs: dict[int, list[Pair | Exception]] = {}
+    for (maker, arm), attacks in sorted(wanted.items()):
+        if maker not in pairs:
+            # Only one maker's images are kept: memory is bounded by the shard, not by the number of methods.
+            pairs = {maker: [shard.pair(maker, group) for group in groups]}
+        sources = [_source(pair, arm) for pair in pairs[maker]]
+        states: dict[tuple[int, int, bool], object] = {}
+        for attack, cells in attacks.items():
+            for done in shard.attack_and_observe(pairs[maker], sources, attack, cells, states):
+                emit(done)
+    return shard.costs
+
+
+def _source(pair: Pair | Exception, arm: str) -> Outcome:
+    if isinstance(pair, Exception):
+        return pair
+    return pair.marked if arm == "marked" else pair.unmarked
+
+
+class _Shard:
+    def __init__(self, plan: Plan, records: tuple[Record, ...]) -> None:
+        self.plan = plan
+        self.records = records
+        self.unreadable: dict[str, str] = {}
+        self.root = Seed.root(plan.benchmark.seed)
+        self.limit = plan.benchmark.runtime.cell_seconds
+        self.costs: list[Cost] = []
+
+    @contextmanager
+    def timed(self, stage: str, name: str, images: int) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.costs.append(Cost(stage, name, images, time.perf_counter() - started))
+
+    def load(self) -> list[Images]:
+        """The shard's images in groups of one size; what cannot be loaded is remembered with its reason."""
+        with self.timed("load", self.plan.dataset.name, len(self.records)):
+            try:
+                groups, rejected = self.plan.dataset.load(self.records)
+            except Exception as error:
+                groups, rejected = [], [Rejected(r.id, describe_error(error)) for r in self.records]
+        self.unreadable = {item.id: item.reason for item in rejected}
+        return groups
+
+    def pair(self, maker: int, images: Images) -> Pair | Exception:
+        """Marked and unmarked images of one group, or what went wrong."""
+        if maker < 0:
+            return Pair(images, images)
+        method = self.plan.methods[maker]
+        try:
+            with self.timed("mark", method.label, len(images)), time_limit(self.limit, f"marking with {method.label}"):
+                return make_pair(self.plan, method, images)
+        except Exception as error:
+            return error
+
+    def attack_and_observe(
+        self,
+        pairs: list[Pair | Exception],
+        sources: list[Outcome],
+        attack: int,
+        cells: list[Cell],
+        states: dict[tuple[int, int, bool], object],
+    ) -> Iterator[Finished]:
+        """Attacks every group once, then lets each cell's observer look at the result."""
+        attacked = [self._attack(source, attack) for source in sources]
+        for cell in cells:
+            done = Finished(cell, [])
+            for g, (pair, images) in enumerate(zip(pairs, attacked, strict=True)):
+                try:
+                    if isinstance(images, Exception):
+                        raise images
+                    if isinstance(pair, Exception):
+                        raise pair
+                    done.rows += self._observe(cell, pair, images, states, g)
+                except Exception as error:
+                    done.rows += _failed_rows(_records_of(pair, images, sources[g]), error)
+                    done.traceback = done.traceback or "".join(traceback.format_exception(error))
+            self._complete(done)
+            yield done
+
+    def _attack(self, source: Outcome, index: int) -> Outcome:
+        if isinstance(source, Exception):
+            return source
+        attack = self.plan.attacks[index]
+        try:
+            with self.timed("attack", attack.label, len(source)), time_limit(self.limit, f"attack {attack.label}"):
+                return apply_attack(self.plan, index, source, self.root)
+        except Exception as error:
+            return error
+
+    def _observe(
+        self, cell: Cell, pair: Pair, images: Images, states: dict[tuple[int, int, bool], object], group: int
+    ) -> list[Row]:
+        if cell.observer == "scorer":
+            method = self.plan.methods[cell.index]
+            with self.timed("score", method.label, len(images)), time_limit(self.limit, f"reading {method.label}"):
+                return score(method, images)
+        attack, metric = self.plan.attacks[cell.attack], self.plan.metrics[cell.index]
+        against_input = attack.name == "identity"
+        key = (group, cell.index, against_input)
+        with self.timed("measure", metric.label, len(images)), time_limit(self.limit, f"metric {metric.label}"):
+            if key not in states:
+                states[key] = metric.prepare(pair.unmarked if against_input else pair.marked)
+            return _measure(metric, attack.undo(images), states[key])
+
+    def _complete(self, done: Finished) -> None:
+        """Puts the rows into the shard's order and adds a row for every image that could not be loaded."""
+        rows = {row.image: row for row in done.rows}
+        for record in self.records:
+            if record.id not in rows:
+                reason = self.unreadable.get(record.id, "the dataset did not return it")
+                rows[record.id] = Row(record.id, "unreadable", error=reason)
+        done.rows = [rows[record.id] for record in self.records]
+
+
+def _records_of(pair: Pair | Exception, images: Outcome, source: Outcome) -> tuple[Record, ...]:
+    for item in (images, source):
+        if isinstance(item, Images):
+            return item.records
+    return pair.marked.records if isinstance(pair, Pair) else ()
+
+
+def _failed_rows(records: tuple[Record, ...], error: Exception) -> list[Row]:
+    text = describe_error(error)
+    return [Row(record.id, "failed", error=text) for record in records]
+
+
+def describe_error(error: BaseException) -> str:
+    """One line for an exception: its message if it is a UserError, else type and message."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]
+
+
+def keys_for(plan: Plan, method: Watermark, images: Images) -> torch.Tensor:
+    """The payload of each image under the benchmark's key policy: bool ``[B, k]``."""
+    policy, seed = plan.benchmark.key, plan.benchmark.seed
+    return torch.from_numpy(np.stack([key_bits(policy, seed, method.bits, r.id) for r in images.records]))
+
+
+def make_pair(plan: Plan, method: Method, images: Images) -> Pair:
+    """Marks one group and checks what comes back."""
+    if not isinstance(method, Watermark):
+        raise ContractError(f"{method.label} is no watermark: it cannot mark images")
+    seed = Seed.root(plan.benchmark.seed).child("embed", plan.dataset.name, method.name)
+    pair = method.mark(images, keys_for(plan, method, images), seed)
+    if not isinstance(pair, Pair) or not isinstance(pair.marked, Images) or not isinstance(pair.unmarked, Images):
+        raise ContractError(f"{method.label}: marking must return Images")
+    for side in (pair.marked, pair.unmarked):
+        _check_ids(method.label, side, images)
+    if pair.marked.size != pair.unmarked.size:
+        raise ContractError(f"{method.label}: marked {pair.marked.size} and unmarked {pair.unmarked.size} differ in size")
+    return pair
+
+
+def apply_attack(plan: Plan, index: int, images: Images, root: Seed) -> Images:
+    """Attacks one group and checks what comes back."""
+    attack = plan.attacks[index]
+    settings = canonical_json(attack.identity_params())
+    attacked = attack.apply(images, root.child("attack", plan.dataset.name, attack.name, settings))
+    if not isinstance(attacked, Images):
+        raise ContractError(f"{attack.label}: an attack must return Images, not {type(attacked).__name__}")
+    _check_ids(attack.label, attacked, images)
+    return attacked
+
+
+def _check_ids(label: str, got: Images, given: Images) -> None:
+    if got.ids != given.ids:
+        raise ContractError(f"{label}: returned {len(got)} images for {len(given)}, or changed their order")
+
+
+def score(method: Method, images: Images) -> list[Row]:
+    """Lets a method read a group and checks the evidence."""
+    evidence = method.decode(images) if isinstance(method, Watermark) else _passive(method, images)
+    count = len(images)
+    if not isinstance(evidence, Evidence) or (evidence.logits is None) == (evidence.score is None):
+        raise ContractError(f"{method.label}: a detector must return Evidence with logits or with a score")
+    if evidence.logits is not None:
+        logits = evidence.logits.detach().to("cpu", torch.float32).numpy()
+        bits = method.bits if isinstance(method, Watermark) else logits.shape[-1]
+        if logits.shape != (count, bits):
+            raise ContractError(f"{method.label}: logits {list(logits.shape)}, expected [{count}, {bits}]")
+        if not np.isfinite(logits).all():
+            raise ContractError(f"{method.label}: NaN or infinite logits")
+        return [Row(name, logits=row) for name, row in zip(images.ids, logits, strict=True)]
+    values = np.asarray(evidence.score, dtype=np.float64)
+    if values.shape != (count,):
+        raise ContractError(f"{method.label}: score {list(values.shape)}, expected [{count}]")
+    if not np.isfinite(values).all():
+        raise ContractError(f"{method.label}: NaN or infinite scores")
+    return [Row(name, value=float(v)) for name, v in zip(images.ids, values, strict=True)]
+
+
+def _passive(method: Method, images: Images) -> Evidence:
+    if not isinstance(method, Detector):
+        raise ContractError(f"{method.label} scores nothing")
+    return method.score(images)
+
+
+def _measure(metric: Metric, images: Images, prepared: object) -> list[Row]:
+    values = np.asarray(metric.compare(images, prepared), dtype=np.float64)
+    if values.shape != (len(images),):
+        raise ContractError(f"{metric.label}: values {list(values.shape)}, expected [{len(images)}]")
+    if np.isnan(values).any():
+        raise ContractError(f"{metric.label}: NaN")
+    return [Row(name, value=float(v)) for name, v in zip(images.ids, values, strict=True)]
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raises :class:`CellTimeoutError` in the block after ``seconds``; 0 means no limit.
+
+    Works in the main thread of a process on systems with interval timers (workers run there); elsewhere the block runs
+    unlimited. Compiled code is interrupted when it next returns to Python.
+    """
+    usable = seconds > 0 and hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable:
+        yield
+        return
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise CellTimeoutError(f"time limit: {what} took more than {seconds:g} s on one shard")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

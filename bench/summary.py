@@ -1,0 +1,247 @@
+"""One row for each method and attack: every rate with n, interval and rule; what the data cannot say stays empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import StatisticsError
+from .statistics import binomial, intervals, thresholds
+from .statistics.roc import auc, tpr_at_fpr
+from .statistics.splits import one_per_source
+from .statistics.thresholds import Threshold
+
+if TYPE_CHECKING:
+    from .results import Run
+
+NULL_LEVEL = 0.01
+"""A false-positive rate is called above its nominal value when an exact binomial test says so at this level."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores of one method on one arm under one attack.
+
+    Attributes:
+        images: ids ``[n]``.
+        sources: source of each image ``[n]``.
+        test: True where the image belongs to the test split ``[n]``.
+        values: decision scores ``[n]``, matching bits for a payload; larger means more likely marked.
+        logits: bit logits ``[n, k]``, None without a payload.
+        bits: payload length k, 0 without.
+        planned: images that were planned.
+        failed: images that failed or could not be read.
+        status: the cell's status.
+        reason: why it is not ok.
+    """
+
+    images: np.ndarray
+    sources: np.ndarray
+    test: np.ndarray
+    values: np.ndarray
+    logits: np.ndarray | None
+    bits: int
+    planned: int
+    failed: int
+    status: str
+    reason: str | None
+
+    def tested(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and sources of the test split."""
+        return self.values[self.test], self.sources[self.test]
+
+    def calibration(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and sources of the calibration split."""
+        return self.values[~self.test], self.sources[~self.test]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision rule in force.
+
+    Attributes:
+        fpr: the false-positive rate to hold.
+        rule: ``theory`` or ``certified``.
+        sided: ``one`` or ``two``.
+        level: confidence level of intervals.
+    """
+
+    fpr: float
+    rule: str
+    sided: str
+    level: float
+
+
+def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
+    """The threshold that is fixed before any attack.
+
+    Raises:
+        StatisticsError: k bits, or the calibration images at hand, cannot express this false-positive rate.
+    """
+    bits = int(run.about("method", method)["bits"])
+    if decided.rule == "theory":
+        if not bits:
+            raise StatisticsError(f"{method} has no payload, so no theory gives its threshold: use the rule 'certified'")
+        return thresholds.theory(bits, decided.fpr, decided.sided)
+    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
+    if clean is None:
+        raise StatisticsError("the rule 'certified' calibrates on unattacked images: add 'identity' to the attacks")
+    values, sources = run.sample(method, clean, "unmarked").calibration()
+    return thresholds.certified(values, sources, decided.fpr, level=decided.level)
+
+
+def summarise(run: Run, decided: Decided) -> pd.DataFrame:
+    """See :meth:`Run.summary`."""
+    rows = []
+    for method in run.methods:
+        threshold: Threshold | None = None
+        refusal = ""
+        try:
+            threshold = deployed_threshold(run, method, decided)
+        except StatisticsError as error:
+            refusal = str(error)
+        for attack in run.config["attacks"]:
+            row = {"method": method, "attack": attack["label"], "attack_name": attack["name"]}
+            row |= {"family": attack["family"], "strength": attack["value"], "damage": attack["damage"]}
+            row |= _rates(run, method, attack["label"], decided, threshold, refusal)
+            row |= _qualities(run, method, attack["label"], decided)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rates(
+    run: Run, method: str, attack: str, decided: Decided, threshold: Threshold | None, refusal: str
+) -> dict[str, Any]:
+    marked, unmarked = (run.sample(method, attack, arm) for arm in ("marked", "unmarked"))
+    (positives, p_sources), (negatives, n_sources) = marked.tested(), unmarked.tested()
+    notes = [refusal] if refusal else []
+    row: dict[str, Any] = {
+        "rule": decided.rule,
+        "alpha": decided.fpr,
+        "threshold": threshold.value if threshold else None,
+        "status": _worse(marked.status, unmarked.status),
+        "n_planned": marked.planned,
+        "n_scored": len(marked.values),
+        "n_failed": marked.failed,
+        "n_positives": len(positives),
+        "n_negatives": len(negatives),
+        "n_sources": len(set(p_sources)),
+    }
+    notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status not in ("ok",)][:1]
+    if threshold is not None:
+        row |= _rate("tpr", positives >= threshold.value, p_sources, decided.level)
+        row |= _rate("fpr", negatives >= threshold.value, n_sources, decided.level)
+        nominal = binomial.fpr(marked.bits, int(threshold.value), decided.sided) if marked.bits else decided.fpr
+        row["fpr_nominal"] = nominal if decided.rule == "theory" else decided.fpr
+        row["null_p"] = exceeds(negatives >= threshold.value, n_sources, row["fpr_nominal"])
+        row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
+    row |= _matched(positives, negatives, decided, notes)
+    if marked.bits and len(positives):
+        row |= _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
+    row["note"] = "; ".join(dict.fromkeys(notes))
+    return row
+
+
+def _worse(*statuses: str) -> str:
+    order = ("ok", "partial", "failed", "missing", "skipped")
+    return max(statuses, key=order.index)
+
+
+def _rate(name: str, flags: np.ndarray, sources: np.ndarray, level: float) -> dict[str, Any]:
+    if not len(flags):
+        return {}
+    rate = intervals.proportion(flags, sources, level=level)
+    return {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high, f"{name}_interval": rate.method}
+
+
+def _mean(name: str, values: np.ndarray, sources: np.ndarray, level: float) -> dict[str, Any]:
+    rate = intervals.mean(values, sources, level=level)
+    return {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+
+
+def exceeds(flags: np.ndarray, sources: np.ndarray, nominal: float) -> float:
+    """P-value of an exact one-sided binomial test, one image per source, that a false-positive rate is above nominal."""
+    from scipy.stats import binom
+
+    if not len(flags):
+        return 1.0
+    one = flags[one_per_source(sources, 0)]
+    return float(binom.sf(int(one.sum()) - 1, len(one), nominal))
+
+
+def _matched(positives: np.ndarray, negatives: np.ndarray, decided: Decided, notes: list[str]) -> dict[str, Any]:
+    """The attack-matched ROC: TPR at the smallest attained threshold, AUC."""
+    row: dict[str, Any] = {}
+    try:
+        point = tpr_at_fpr(positives, negatives, decided.fpr)
+        row |= {"tpr_matched": point.tpr, "threshold_matched": point.threshold, "fpr_matched": point.fpr_attained}
+    except StatisticsError as error:
+        notes.append(f"attack-matched ROC: {error}")
+    try:
+        area = auc(positives, negatives, level=decided.level)
+        row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
+    except StatisticsError:
+        pass
+    return row
+
+
+def _qualities(run: Run, method: str, attack: str, decided: Decided) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric in run.config["metrics"]:
+        values, sources, reason = run.quality(method, attack, metric["label"])
+        name = metric["label"]
+        if not len(values):
+            row[f"{name}_note"] = reason
+            continue
+        if np.isinf(values).all():
+            row |= {name: np.inf, f"{name}_low": np.inf, f"{name}_high": np.inf}
+            continue
+        finite = np.isfinite(values)
+        # An untouched image has an infinite PSNR; it is left out of the mean and counted.
+        row |= _mean(name, values[finite], sources[finite], decided.level)
+        row[f"{name}_infinite"] = int((~finite).sum())
+    return row
+
+
+def families(run: Run, decided: Decided) -> pd.DataFrame:
+    """One row for each method and attack family: TPR over all its attacks, clustered by source.
+
+    Every attack of a family weighs the same. The unattacked images stand in a family of their own, ``none``.
+    """
+    rows = []
+    names = list(dict.fromkeys(a["family"] for a in run.config["attacks"]))
+    for method in run.methods:
+        try:
+            threshold = deployed_threshold(run, method, decided)
+        except StatisticsError as error:
+            rows += [{"method": method, "family": name, "note": str(error)} for name in names]
+            continue
+        for name in names:
+            rows.append({"method": method, "family": name, **_family(run, method, name, threshold, decided)})
+    return pd.DataFrame(rows)
+
+
+def _family(run: Run, method: str, family: str, threshold: Threshold, decided: Decided) -> dict[str, Any]:
+    attacks = [a["label"] for a in run.config["attacks"] if a["family"] == family]
+    hits: dict[str, list[np.ndarray]] = {"marked": [], "unmarked": []}
+    sources: dict[str, list[np.ndarray]] = {"marked": [], "unmarked": []}
+    complete = 0
+    for attack in attacks:
+        samples = {arm: run.sample(method, attack, arm) for arm in hits}
+        complete += all(sample.status == "ok" for sample in samples.values())
+        for arm, sample in samples.items():
+            values, origin = sample.tested()
+            hits[arm].append(values >= threshold.value)
+            sources[arm].append(origin)
+    row: dict[str, Any] = {"attacks": len(attacks), "complete": complete, "threshold": threshold.value, "note": ""}
+    for arm, name in (("marked", "tpr"), ("unmarked", "fpr")):
+        flags, origin = np.concatenate(hits[arm]), np.concatenate(sources[arm])
+        row[f"n_{arm}"] = len(flags)
+        row["n_sources"] = len(set(origin))
+        row |= _rate(name, flags, origin, decided.level)
+    if complete < len(attacks):
+        row["note"] = f"{len(attacks) - complete} of {len(attacks)} attacks incomplete: no rank"
+    return row

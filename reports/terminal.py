@@ -1,0 +1,40 @@
+"""The summary on a terminal: the same numbers as in the report, families instead of single attacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..bench.results import Run
+
+
+def print_summary(run: Run) -> None:
+    """Prints one row for each attack: TPR with interval for each method, and the warnings that belong to it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = run.summary()
+    decided = run.decision()
+    table = Table(
+        title=f"{run.name}: TPR at FPR {decided.fpr:g}, threshold by {decided.rule}, {decided.level:.0%} intervals",
+        caption="! the false-positive rate on attacked unmarked images is above nominal: read the null report",
+    )
+    table.add_column("attack", no_wrap=True)
+    for method in run.methods:
+        table.add_column(method, justify="right", no_wrap=True)
+    for attack, rows in summary.groupby("attack", sort=False):
+        cells = [str(attack)]
+        for method in run.methods:
+            row = rows[rows["method"] == method].iloc[0]
+            value = row.get("tpr", np.nan)
+            if value is None or np.isnan(value):
+                cells.append(str(row["status"]) if row["status"] != "ok" else "refused")
+                continue
+            mark = " !" if row.get("null_moved") is True else "  "
+            cells.append(f"{value:.2f} [{row['tpr_low']:.2f}, {row['tpr_high']:.2f}]{mark}")
+        table.add_row(*cells)
+    Console(width=None).print(table)
+    for note in [n for n in summary["note"].unique() if n][:4]:
+        Console().print(f"note: {note}", style="dim", markup=False)

@@ -1,0 +1,95 @@
+"""Numbers as people read them, and what a run says in sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..bench.statistics import thresholds
+
+if TYPE_CHECKING:
+    from ..bench.results import Run
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with ``digits`` decimals; a dash for nothing, an infinity sign for infinity.
+
+    Example:
+        >>> number(0.12345), number(None), number(float("inf"))
+        ('0.123', '–', '∞')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞"
+    return f"{value:.{digits}f}"
+
+
+def small(value: Any) -> str:
+    """A probability that may be tiny: ``0.0011``, ``2.3e-10``."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.3g}"
+
+
+def rate(row: dict[str, Any] | None, name: str, digits: int = 2) -> str:
+    """A rate with its interval: ``0.95 [0.90, 0.98]``."""
+    if row is None or row.get(name) is None:
+        return "–"
+    value = row[name]
+    if isinstance(value, float) and not math.isfinite(value):
+        return number(value)
+    return f"{value:.{digits}f} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
+
+
+def findings(run: Run, summary: pd.DataFrame) -> list[str]:
+    """What the run found, one sentence for each method."""
+    sentences = []
+    for method in run.methods:
+        rows = summary[(summary["method"] == method) & (summary["attack_name"] != "identity")]
+        if "tpr" not in rows or rows["tpr"].isna().all():
+            continue
+        rows = rows.dropna(subset=["tpr"])
+        strong, lost = (rows["tpr_low"] >= 0.9).sum(), (rows["tpr_high"] <= 0.5).sum()
+        sentences.append(
+            f"{method}: of {len(rows)} attacks, {strong} leave the TPR at .9 or more (lower end of the interval) and "
+            f"{lost} push it to .5 or less (upper end)."
+        )
+    return sentences
+
+
+def warnings(run: Run, summary: pd.DataFrame) -> list[str]:
+    """What a reader must know before believing a number."""
+    decided, found = run.decision(), []
+    sources = run.images.loc[run.images["split"] == "test", "source"].nunique()
+    images = int((run.images["split"] == "test").sum())
+    if sources < 100:
+        found.append(
+            f"{images} test images from {sources} photographs: this run illustrates, it does not certify. An empirical "
+            f"statement at FPR {decided.fpr:g} needs at least {math.ceil(1 / decided.fpr):,} negatives from as many "
+            f"photographs, and {_needed(decided.fpr):,} without a false alarm to bound the FPR below {decided.fpr:g}."
+        )
+    for method in run.methods:
+        rows = summary[(summary["method"] == method) & (summary.get("null_moved", False) == True)]  # noqa: E712
+        if len(rows):
+            worst = rows.sort_values("fpr").iloc[-1]
+            found.append(
+                f"{method}: unmarked images are flagged more often than the threshold promises in {len(rows)} of "
+                f"{(summary['method'] == method).sum()} attacks (worst: {worst['fpr']:.3f} instead of "
+                f"{worst['fpr_nominal']:.2g} under {worst['attack']}). Its TPR there is not a TPR at "
+                f"FPR {decided.fpr:g}."
+            )
+    refused = summary.loc[summary["threshold"].isna(), ["method", "note"]].drop_duplicates("method")
+    found += [f"{row.method}: {row.note}" for row in refused.itertuples()]
+    return found
+
+
+def _needed(fpr: float) -> int:
+    return math.ceil(math.log(0.05) / math.log1p(-fpr))
+
+
+def false_alarms(fpr: float) -> str:
+    """False alarms per billion images."""
+    return f"{thresholds.false_alarms_per_billion(fpr):,.3g}"

@@ -1,0 +1,182 @@
+"""Writes a report: one self-contained HTML page, every figure as PNG and PDF, every table as CSV."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..bench.store import write_text, writing
+from ..bench.summary import families
+from ..core.errors import StatisticsError
+from . import figures, words
+from .gallery import gallery
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..bench.results import Run
+
+_DPI = 170
+
+
+def write_report(run: Run, out: Path | None = None, fpr: float | None = None, rule: str | None = None) -> Path:
+    """Writes the report of a run.
+
+    Args:
+        run: the run.
+        out: the folder to write into; None takes ``report`` in the run folder.
+        fpr: the false-positive rate to hold; None takes the benchmark's.
+        rule: ``theory`` or ``certified``; None takes the benchmark's.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    folder = Path(out) if out is not None else run.folder / "report"
+    run = run.deciding(fpr=fpr, rule=rule)
+    summary, table = run.summary(), families(run, run.decision())
+    with writing(folder):
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        pictures = {name: _save(figure, folder / "figures" / name) for name, figure in _figures(run, summary)}
+        summary.to_csv(folder / "summary.csv", index=False)
+        table.to_csv(folder / "families.csv", index=False)
+        run.scores().to_csv(folder / "scores.csv.gz", index=False)
+        page = _render(run, summary, table, pictures)
+        write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _figures(run: Run, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Names and figures; those that the run cannot fill are left out."""
+    yield "survival", figures.survival(run, summary)
+    for column in ("bit_accuracy", "tpr"):
+        figure = figures.strength_curves(run, summary, column)
+        if figure is not None:
+            yield f"strength-{column.replace('_', '-')}", figure
+    for metric in run.config["metrics"]:
+        figure = figures.quality_against_tpr(run, summary, metric["label"])
+        if figure is not None:
+            yield f"quality-{_file(metric['label'])}", figure
+    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), run.attacks[0])
+    figure = figures.null_figure(run, clean)
+    if figure is not None:
+        yield "null", figure
+    for name in dict.fromkeys(a["name"] for a in run.config["attacks"]):
+        yield f"roc-{_file(name)}", figures.roc_curves(run, name)
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """Saves PNG and PDF; returns the PNG as a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    path.with_name(path.name + ".png").write_bytes(buffer.getvalue())
+    figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _render(run: Run, summary: pd.DataFrame, table: pd.DataFrame, pictures: dict[str, str]) -> str:
+    import jinja2
+    import yaml
+
+    templates = resources.files(__package__) / "templates"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"rate": words.rate, "number": words.number, "small": words.small}
+    template = environment.from_string((templates / "report.html").read_text(encoding="utf-8"))
+    exhibits, missing = gallery(run, summary)
+    page: str = template.render(
+        run=run,
+        style=(templates / "report.css").read_text(encoding="utf-8"),
+        script=(templates / "report.js").read_text(encoding="utf-8"),
+        decided=run.decision(),
+        findings=words.findings(run, summary),
+        warnings=words.warnings(run, summary),
+        families=_family_rows(run, table),
+        family_names=list(dict.fromkeys(table["family"])),
+        quality=_mark_quality(run, summary),
+        rows=_rows(summary),
+        metrics=run.config["metrics"],
+        pictures={name: uri for name, uri in pictures.items() if not name.startswith("roc-")},
+        rocs={name.removeprefix("roc-"): uri for name, uri in pictures.items() if name.startswith("roc-")},
+        exhibits=exhibits,
+        missing=missing,
+        nulls=_nulls(run),
+        failures=_failures(run),
+        skipped=_skipped(run),
+        rejected=run.store.index().rejected,
+        references=_references(run),
+        provenance=run.config["provenance"],
+        captions={name: _caption(name) for name in pictures},
+        benchmark_yaml=yaml.safe_dump(run.config["benchmark"], sort_keys=False, allow_unicode=True),
+    )
+    return page
+
+
+_CAPTIONS = {
+    "survival": "Every attack at the deployed threshold; bars are intervals clustered by source.",
+    "strength-bit-accuracy": "Bit accuracy against strength, harder to the right; dotted: chance.",
+    "strength-tpr": "TPR at the deployed threshold against strength, harder to the right.",
+    "null": "Matching bits of unattacked, unmarked images against the law that theoretical thresholds trust.",
+}
+
+
+def _caption(name: str) -> str:
+    if name.startswith("quality-"):
+        return "What the attack cost the image against what is left of detection; one dot for each attack and strength."
+    return _CAPTIONS.get(name, "")
+
+
+def _rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    return rows
+
+
+def _family_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    rows = _rows(table)
+    return {m: {r["family"]: r for r in rows if r["method"] == m} for m in run.methods}
+
+
+def _mark_quality(run: Run, summary: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """What the mark itself costs: the quality metrics of unattacked marked images."""
+    rows = _rows(summary[summary["attack_name"] == "identity"])
+    return {row["method"]: row for row in rows}
+
+
+def _nulls(run: Run) -> list[dict[str, Any]]:
+    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
+    found = []
+    for method in run.methods:
+        try:
+            if clean is None:
+                raise StatisticsError("the benchmark has no attack 'identity'")
+            found.append({"method": method, "report": run.null(method, clean), "refused": ""})
+        except StatisticsError as error:
+            found.append({"method": method, "report": None, "refused": str(error)})
+    return found
+
+
+def _failures(run: Run) -> list[dict[str, Any]]:
+    bad = run.cells[~run.cells["status"].isin(["ok", "skipped"])]
+    return _rows(bad)
+
+
+def _skipped(run: Run) -> list[dict[str, Any]]:
+    skipped = run.cells[run.cells["status"] == "skipped"]
+    counted = skipped.groupby("reason", sort=False).size()
+    return [{"reason": reason, "cells": int(n)} for reason, n in counted.items()]
+
+
+def _references(run: Run) -> list[str]:
+    parts = [*run.config["methods"], *run.config["attacks"], *run.config["metrics"]]
+    return list(dict.fromkeys(reference for part in parts for reference in part["references"]))

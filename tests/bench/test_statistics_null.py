@@ -1,0 +1,166 @@
+"""The null report on fair coins, on bits that are not, and against slow loops."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from waterproof.bench.statistics.intervals import proportion
+from waterproof.bench.statistics.null import NullReport, null_report
+from waterproof.core.errors import StatisticsError
+
+
+def report(bits: np.ndarray, key: np.ndarray | None = None, **kwargs: object) -> NullReport:
+    if key is None:
+        key = np.arange(bits.shape[1]) % 2 == 0
+    arguments = {"sources": None, "alpha": 1e-2, "keys": 200} | kwargs
+    return null_report(np.where(bits, 1.0, -1.0), key, **arguments)
+
+
+@pytest.mark.parametrize(("n", "k"), [(15, 48), (120, 32), (1000, 48), (60, 256)])
+def test_fair_coins_hold(n: int, k: int) -> None:
+    draws = np.random.default_rng(0)
+    rejected = [report(draws.random((n, k)) < 0.5, keys=2) for _ in range(150)]
+    # The family error is 1 %: more than 6 of 150 happens less than once in a thousand runs.
+    assert sum(not item.holds for item in rejected) <= 6
+    assert all(item.warning == "" for item in rejected if item.holds)
+
+
+def test_the_diagnostics_of_fair_coins_are_those_of_the_binomial() -> None:
+    item = report(np.random.default_rng(1).random((4000, 48)) < 0.5)
+    assert item.overdispersion == pytest.approx(1, abs=0.05)
+    assert item.effective_bits == pytest.approx(48, abs=0.5)
+    assert item.matches_mean == pytest.approx(24, abs=0.25)
+    assert item.worst_bias < 0.04
+    assert item.key_fpr_mean == pytest.approx(item.nominal_fpr, rel=0.1)
+    assert item.observed_fpr.low <= item.nominal_fpr <= item.observed_fpr.high
+
+
+def test_biased_bits_do_not_hold_and_the_sentence_says_what_follows() -> None:
+    draws = np.random.default_rng(2)
+    bits = draws.random((300, 48)) < 0.65
+    item = report(bits, np.ones(48, dtype=bool))
+    assert not item.holds
+    assert item.p_bias < 1e-6
+    assert item.p_exceeds < 1e-6
+    assert item.warning.startswith("Theoretical rates do not hold on these 300 sources: the FPR of the key in use is ")
+    assert item.warning.endswith(".")
+    assert "\n" not in item.warning
+    # Averaged over random keys the FPR is binomial whatever the decoder does.
+    assert item.key_fpr_mean == pytest.approx(item.nominal_fpr, rel=0.25)
+    assert item.key_fpr_worst > 2 * item.nominal_fpr
+
+
+def test_a_single_stuck_bit_is_found_among_few_images() -> None:
+    bits = np.random.default_rng(3).random((30, 48)) < 0.5
+    bits[:, 7] = True
+    item = report(bits)
+    assert not item.holds
+    assert item.ones[7] == 1
+    assert item.worst_bias == 0.5
+    assert item.effective_bits <= 47
+
+
+def test_correlated_fair_bits_do_not_hold() -> None:
+    draws = np.random.default_rng(4)
+    shared = draws.standard_normal((200, 1))
+    bits = 0.6 * shared + 0.8 * draws.standard_normal((200, 48)) > 0
+    item = report(bits, np.ones(48, dtype=bool))
+    assert not item.holds
+    assert item.p_correlation < 1e-6
+    assert item.p_dispersion < 1e-6
+    assert item.p_fit < 1e-3
+    assert item.overdispersion > 2
+    # Correlation of signs, 2/pi arcsin(.36): 48 / (1 + 47 r^2).
+    assert item.effective_bits == pytest.approx(48 / (1 + 47 * (2 / np.pi * np.arcsin(0.36)) ** 2), rel=0.25)
+
+
+def test_copies_of_one_bit_are_worth_one() -> None:
+    fair = np.random.default_rng(5).random((500, 1)) < 0.5
+    item = report(np.repeat(fair, 32, axis=1))
+    assert item.effective_bits == pytest.approx(1, rel=1e-6)
+    constant = report(np.ones((50, 32), dtype=bool))
+    assert constant.effective_bits == 0
+    assert not constant.holds
+
+
+def test_the_effective_bits_are_the_eigenvalues_less_their_chance_part() -> None:
+    draws = np.random.default_rng(6)
+    for n, k in ((100, 16), (20, 64)):
+        bits = draws.standard_normal((n, k)) + 1.5 * draws.standard_normal((n, 1)) > 0
+        eigenvalues = np.linalg.eigvalsh(np.corrcoef(bits.T))
+        expected = k**2 / ((eigenvalues**2).sum() - k * (k - 1) / (n - 1))
+        assert report(bits).effective_bits == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_rates_over_keys_agree_with_a_loop() -> None:
+    draws = np.random.default_rng(7)
+    bits, key = draws.random((80, 20)) < 0.6, draws.random(20) < 0.5
+    item = report(bits, key, keys=50, seed=3)
+    matches = np.array([(row == key).sum() for row in bits])
+    assert item.observed_fpr == proportion(matches >= item.threshold, None)
+    assert item.matches_mean == pytest.approx(matches.mean())
+    assert item.matches_sd == pytest.approx(matches.std(ddof=1))
+    hits = int((matches >= item.threshold).sum())
+    assert item.p_exceeds == pytest.approx(stats.binomtest(hits, 80, item.nominal_fpr, "greater").pvalue)
+    assert item.p_shift == pytest.approx(stats.binomtest(int(matches.sum()), 1600, 0.5, "greater").pvalue)
+    assert report(bits, key, keys=50, seed=3) == item
+    assert report(bits, key, keys=50, seed=4).key_fpr_mean != item.key_fpr_mean
+
+
+def test_a_constant_decoder_has_the_binomial_spread_over_keys() -> None:
+    item = report(np.ones((10, 20), dtype=bool), keys=4000)
+    assert item.key_fpr_worst == 1
+    sigma = np.sqrt(item.nominal_fpr * (1 - item.nominal_fpr))
+    assert item.key_fpr_mean == pytest.approx(item.nominal_fpr, abs=4 * sigma / np.sqrt(4000))
+    assert item.key_fpr_sd == pytest.approx(sigma, rel=0.2)
+
+
+def test_copies_of_an_image_are_not_counted_as_evidence() -> None:
+    draws = np.random.default_rng(8)
+    rejected = 0
+    for _ in range(60):
+        bits = np.repeat(draws.random((40, 48)) < 0.5, 10, axis=0)
+        item = report(bits, sources=np.repeat(np.arange(40), 10), keys=2)
+        assert (item.n, item.sources, item.observed_fpr.sources) == (400, 40, 40)
+        rejected += not item.holds
+    assert rejected <= 4
+
+
+def test_a_thousand_keys_on_ten_thousand_images_take_seconds() -> None:
+    logits = np.random.default_rng(9).standard_normal((10_000, 48)).astype(np.float32)
+    start = time.perf_counter()
+    item = null_report(logits, np.arange(48) % 2 == 0, None, 1e-3)
+    assert time.perf_counter() - start < 5
+    assert item.keys == 1000
+
+
+def test_a_logit_of_zero_is_a_zero() -> None:
+    item = null_report(np.zeros((5, 8)), np.zeros(8, dtype=bool), None, 0.01, keys=2)
+    assert item.matches_mean == 8
+    assert item.ones == (0.0,) * 8
+
+
+@pytest.mark.parametrize(
+    ("logits", "key", "sources", "alpha", "message"),
+    [
+        (np.zeros((4, 8)), np.zeros(7, dtype=bool), None, 0.01, "key has 7 bits and the logits 8"),
+        (np.zeros((4, 8)), np.zeros(8), None, 0.01, "key must be booleans"),
+        (np.full((4, 8), np.nan), np.zeros(8, dtype=bool), None, 0.01, "NaN"),
+        (np.zeros((4, 8), dtype=bool), np.zeros(8, dtype=bool), None, 0.01, "floating point"),
+        (np.zeros(8), np.zeros(8, dtype=bool), None, 0.01, r"\[n, k\]"),
+        (np.zeros((4, 8)), np.zeros(8, dtype=bool), ["a"] * 4, 0.01, "at least 2 sources"),
+        (np.zeros((4, 8)), np.zeros(8, dtype=bool), None, 1e-6, r"2\^-8"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(logits, key, sources, alpha: float, message: str) -> None:
+    with pytest.raises(StatisticsError, match=message):
+        null_report(logits, key, sources, alpha)
+
+
+def test_one_random_key_has_no_spread() -> None:
+    with pytest.raises(StatisticsError, match="at least 2 random keys"):
+        null_report(np.zeros((4, 8)), np.zeros(8, dtype=bool), None, 0.01, keys=1)
