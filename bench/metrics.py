@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core.components import Component, param
+from ..core.errors import ImageError
 from ..core.identity import file_digest
 from ..core.images import Images
 
@@ -73,8 +74,8 @@ class Ssim(Metric):
     name: ClassVar[str] = "ssim"
 
     def prepare(self, reference: Images) -> Any:
-        """The reference's local means and squared means."""
-        return [_moments(array) for array in reference.numpy()]
+        """The reference's values, local means and local variances."""
+        return [_reference(array) for array in reference.numpy()]
 
     def compare(self, images: Images, prepared: Any) -> np.ndarray:
         """SSIM in -1 to 1 for each image."""
@@ -82,33 +83,65 @@ class Ssim(Metric):
 
 
 _WINDOW, _SIGMA = 11, 1.5
-_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_MARGIN = _WINDOW // 2
+_C1, _C2 = np.float32((0.01 * 255) ** 2), np.float32((0.03 * 255) ** 2)
+_GREY = np.float32(128)
+_STRIP = 128
+"""Rows that are worked on at a time: what a strip needs stays in the cache, which is three times faster at 512 px."""
 
 
 def _blur(values: np.ndarray) -> np.ndarray:
-    """Gaussian local means at the windows that lie inside the image."""
-    margin = _WINDOW // 2
-    blurred = cv2.GaussianBlur(values, (_WINDOW, _WINDOW), _SIGMA, borderType=cv2.BORDER_REFLECT)
-    inner: np.ndarray = blurred[margin:-margin, margin:-margin]
-    return inner
+    return cv2.GaussianBlur(values, (_WINDOW, _WINDOW), _SIGMA, borderType=cv2.BORDER_REFLECT)
 
 
-def _moments(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _reference(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centred values, local means, and local variances plus C2. Centring at mid-grey keeps more of float32's digits."""
     if min(array.shape[:2]) < _WINDOW:
-        raise ValueError(f"SSIM needs images of at least {_WINDOW} pixels a side, not {array.shape[1]}x{array.shape[0]}")
-    # Centred at mid-grey: variances are the same and float32 keeps more of their digits.
-    values = array.astype(np.float32) - np.float32(128)
+        raise ImageError(f"SSIM needs images of at least {_WINDOW} pixels a side, not {array.shape[1]}x{array.shape[0]}")
+    values = array.astype(np.float32) - _GREY
     mean = _blur(values)
-    return values, mean, _blur(values * values) - mean * mean
+    return values, mean, _blur(values * values) - mean * mean + _C2
 
 
-def _ssim(array: np.ndarray, reference: np.ndarray, mean_r: np.ndarray, variance_r: np.ndarray) -> float:
-    values, mean, variance = _moments(array)
-    covariance = _blur(values * reference) - mean * mean_r
-    level, level_r = mean + np.float32(128), mean_r + np.float32(128)
-    luminance = (2 * level * level_r + _C1) / (level * level + level_r * level_r + _C1)
-    structure = (2 * covariance + _C2) / (variance + variance_r + _C2)
-    return float((luminance * structure).mean(dtype=np.float64))
+def _ssim(array: np.ndarray, values_r: np.ndarray, mean_r: np.ndarray, variance_r: np.ndarray) -> float:
+    """Mean of the SSIM map over the windows that lie inside the image, strip by strip."""
+    height, total, count = array.shape[0], 0.0, 0
+    for top in range(_MARGIN, height - _MARGIN, _STRIP):
+        end = min(top + _STRIP, height - _MARGIN)
+        rows = slice(top - _MARGIN, end + _MARGIN)
+        inner = slice(top, end)
+        quality = _ssim_map(array[rows], values_r[rows], mean_r[inner], variance_r[inner])
+        total += float(quality.sum(dtype=np.float64))
+        count += quality.size
+    return total / count
+
+
+def _ssim_map(array: np.ndarray, values_r: np.ndarray, mean_r: np.ndarray, variance_r: np.ndarray) -> np.ndarray:
+    """(2 m m_r + C1)(2 cov + C2) / ((m^2 + m_r^2 + C1)(var + var_r + C2)), in place where that saves memory traffic."""
+    values = array.astype(np.float32)
+    values -= _GREY
+    mean = _blur(values)[_MARGIN:-_MARGIN]
+    covariance = _blur(values * values_r)[_MARGIN:-_MARGIN]
+    np.multiply(values, values, out=values)
+    variance = _blur(values)[_MARGIN:-_MARGIN]
+    covariance -= mean * mean_r
+    covariance *= 2
+    covariance += _C2
+    variance -= mean * mean
+    variance += variance_r
+    level, level_r = mean + _GREY, mean_r + _GREY
+    quality = level * level_r
+    quality *= 2
+    quality += _C1
+    level *= level
+    level_r *= level_r
+    level += level_r
+    level += _C1
+    quality *= covariance
+    level *= variance
+    quality /= level
+    inside: np.ndarray = quality[:, _MARGIN:-_MARGIN]
+    return inside
 
 
 _BACKBONES = {

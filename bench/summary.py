@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..core.errors import StatisticsError
 from .statistics import binomial, intervals, thresholds
+from .statistics.domain import Sided
 from .statistics.roc import auc, tpr_at_fpr
 from .statistics.splits import one_per_source
 from .statistics.thresholds import Threshold
@@ -71,7 +72,7 @@ class Decided:
 
     fpr: float
     rule: str
-    sided: str
+    sided: Sided
     level: float
 
 
@@ -91,6 +92,14 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
         raise StatisticsError("the rule 'certified' calibrates on unattacked images: add 'identity' to the attacks")
     values, sources = run.sample(method, clean, "unmarked").calibration()
     return thresholds.certified(values, sources, decided.fpr, level=decided.level)
+
+
+def flagged(values: np.ndarray, bits: int, threshold: Threshold) -> np.ndarray:
+    """Which images the threshold flags: score >= tau; two-sided, also those with as many wrong bits."""
+    above: np.ndarray = values >= threshold.value
+    if threshold.sided == "two" and bits:
+        above = above | (bits - values >= threshold.value)
+    return above
 
 
 def summarise(run: Run, decided: Decided) -> pd.DataFrame:
@@ -132,13 +141,14 @@ def _rates(
     }
     notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status not in ("ok",)][:1]
     if threshold is not None:
-        row |= _rate("tpr", positives >= threshold.value, p_sources, decided.level)
-        row |= _rate("fpr", negatives >= threshold.value, n_sources, decided.level)
+        alarms = flagged(negatives, marked.bits, threshold)
+        row |= _rate("tpr", flagged(positives, marked.bits, threshold), p_sources, decided.level)
+        row |= _rate("fpr", alarms, n_sources, decided.level)
         nominal = binomial.fpr(marked.bits, int(threshold.value), decided.sided) if marked.bits else decided.fpr
         row["fpr_nominal"] = nominal if decided.rule == "theory" else decided.fpr
-        row["null_p"] = exceeds(negatives >= threshold.value, n_sources, row["fpr_nominal"])
+        row["null_p"] = exceeds(alarms, n_sources, row["fpr_nominal"])
         row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
-    row |= _matched(positives, negatives, decided, notes)
+    row |= _matched((positives, p_sources), (negatives, n_sources), decided, notes)
     if marked.bits and len(positives):
         row |= _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
     row["note"] = "; ".join(dict.fromkeys(notes))
@@ -172,8 +182,14 @@ def exceeds(flags: np.ndarray, sources: np.ndarray, nominal: float) -> float:
     return float(binom.sf(int(one.sum()) - 1, len(one), nominal))
 
 
-def _matched(positives: np.ndarray, negatives: np.ndarray, decided: Decided, notes: list[str]) -> dict[str, Any]:
+def _matched(
+    marked: tuple[np.ndarray, np.ndarray],
+    unmarked: tuple[np.ndarray, np.ndarray],
+    decided: Decided,
+    notes: list[str],
+) -> dict[str, Any]:
     """The attack-matched ROC: TPR at the smallest attained threshold, AUC."""
+    (positives, p_sources), (negatives, n_sources) = marked, unmarked
     row: dict[str, Any] = {}
     try:
         point = tpr_at_fpr(positives, negatives, decided.fpr)
@@ -181,7 +197,8 @@ def _matched(positives: np.ndarray, negatives: np.ndarray, decided: Decided, not
     except StatisticsError as error:
         notes.append(f"attack-matched ROC: {error}")
     try:
-        area = auc(positives, negatives, level=decided.level)
+        # DeLong's interval is for independent images: one of each source.
+        area = auc(positives[one_per_source(p_sources, 0)], negatives[one_per_source(n_sources, 0)], decided.level)
         row |= {"auc": area.value, "auc_low": area.low, "auc_high": area.high}
     except StatisticsError:
         pass
@@ -234,7 +251,7 @@ def _family(run: Run, method: str, family: str, threshold: Threshold, decided: D
         complete += all(sample.status == "ok" for sample in samples.values())
         for arm, sample in samples.items():
             values, origin = sample.tested()
-            hits[arm].append(values >= threshold.value)
+            hits[arm].append(flagged(values, sample.bits, threshold))
             sources[arm].append(origin)
     row: dict[str, Any] = {"attacks": len(attacks), "complete": complete, "threshold": threshold.value, "note": ""}
     for arm, name in (("marked", "tpr"), ("unmarked", "fpr")):

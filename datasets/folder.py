@@ -52,6 +52,7 @@ class Folder(Dataset):
         doc="resize-crop: short side to size, then the centre; crop: the centre, smaller files are rejected; "
         "resize: to a square whatever the shape; native: each file's own size.",
     )
+    include: str = param("*", doc="Pattern of the relative paths to use; everything else is passed over.", min_length=1)
     calibration: str | None = param(
         None,
         doc="Pattern of the relative paths that belong to the calibration split (* also crosses folders, case counts); "
@@ -105,6 +106,11 @@ class Folder(Dataset):
         if not paths:
             looked = ", ".join(sorted(EXTENSIONS))
             raise DatasetError(f"no image in {self.root} or below: looked for files that end in {looked}")
+        first_path = paths[0]
+        paths = [path for path in paths if fnmatchcase(path, self.include)]
+        rejected = [item for item in rejected if fnmatchcase(item.id, self.include)]
+        if not paths:
+            raise DatasetError(f"include: '{self.include}' fits no image in {self.root}; paths look like '{first_path}'")
         records: list[Record] = []
         for path in paths:
             try:

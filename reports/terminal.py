@@ -35,6 +35,10 @@ def print_summary(run: Run) -> None:
             mark = " !" if row.get("null_moved") is True else "  "
             cells.append(f"{value:.2f} [{row['tpr_low']:.2f}, {row['tpr_high']:.2f}]{mark}")
         table.add_row(*cells)
-    Console(width=None).print(table)
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width to fit into: nothing is cut off.
+        console = Console(width=40 + 24 * len(run.methods))
+    console.print(table)
     for note in [n for n in summary["note"].unique() if n][:4]:
         Console().print(f"note: {note}", style="dim", markup=False)

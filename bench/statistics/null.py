@@ -48,8 +48,8 @@ class NullReport:
         overdispersion: ``matches_sd`` over that of fair coins, ``sqrt(k) / 2``.
         ones: share of ones of each bit.
         worst_bias: largest distance of these from 1/2.
-        effective_bits: k^2 / sum of squared eigenvalues of the bits' correlation matrix, corrected for the chance
-            correlation 1/(sources - 1) of unrelated bits; bits that never change count as none.
+        effective_bits: k^2 / sum of squared eigenvalues of the bits' correlation matrix, each squared correlation
+            corrected for chance; bits that never change count as none; NaN with two sources.
         p_shift: one-sided exact test that more bits match the key than half.
         p_dispersion: chi-square test that matches scatter more than fair coins.
         p_bias: test of all bits for fairness (chi-square and the worst bit's exact test, corrected for taking two).
@@ -230,7 +230,8 @@ def _bias(sample: BoolArray) -> float:
 def _correlation(sample: BoolArray) -> tuple[float, float]:
     """Effective number of bits, and the p-value of all pairwise correlations together.
 
-    Unrelated bits have ``E[r**2] = 1 / (n - 1)`` in a sample of n, whatever their bias.
+    Unrelated bits have ``E[r**2] = 1 / (n - 1)`` in a sample of n, whatever their bias: 120 images would make 48 fair
+    bits look like 34. So r**2 is taken as ``((n - 1) r**2 - 1) / (n - 2)``, which keeps 1 and brings chance to 0.
     """
     n = sample.shape[0]
     centred = sample - sample.mean(axis=0)
@@ -239,12 +240,14 @@ def _correlation(sample: BoolArray) -> tuple[float, float]:
     k = int(np.count_nonzero(varying))
     if k < 2:
         return float(k), 1.0
+    if n < 3:
+        return math.nan, 1.0
     unit = centred[:, varying] / scale[varying]
     # The sum of squared eigenvalues is the squared Frobenius norm, and the smaller Gram matrix has the same one.
     gram = unit.T @ unit if k <= n else unit @ unit.T
     pairs = max(float((gram**2).sum()) - k, 0.0)
-    chance = k * (k - 1) / (n - 1)
-    effective = k**2 / (k + max(pairs - chance, 0.0))
+    corrected = ((n - 1) * pairs - k * (k - 1)) / (n - 2)
+    effective = k**2 / (k + max(corrected, 0.0))
     return effective, _chi_square((n - 1) * pairs / 2, k * (k - 1) / 2)
 
 

@@ -61,7 +61,8 @@ def test_images_of_one_source_do_not_narrow_the_interval() -> None:
     copies = proportion(np.repeat(single, 8), np.repeat(np.arange(30), 8))
     alone = proportion(single, None)
     assert (copies.n, copies.sources) == (240, 30)
-    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.05)
+    # A little wider, because the scatter between sources had to be estimated.
+    assert 1 <= (copies.high - copies.low) / (alone.high - alone.low) <= 1.1
 
 
 def test_without_a_failure_only_the_number_of_sources_counts() -> None:

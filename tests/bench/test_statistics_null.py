@@ -87,12 +87,13 @@ def test_copies_of_one_bit_are_worth_one() -> None:
     assert not constant.holds
 
 
-def test_the_effective_bits_are_the_eigenvalues_less_their_chance_part() -> None:
+def test_the_effective_bits_come_from_the_eigenvalues_less_their_chance_part() -> None:
     draws = np.random.default_rng(6)
     for n, k in ((100, 16), (20, 64)):
         bits = draws.standard_normal((n, k)) + 1.5 * draws.standard_normal((n, 1)) > 0
         eigenvalues = np.linalg.eigvalsh(np.corrcoef(bits.T))
-        expected = k**2 / ((eigenvalues**2).sum() - k * (k - 1) / (n - 1))
+        chance = (k**2 - (eigenvalues**2).sum()) / (n - 2)
+        expected = k**2 / ((eigenvalues**2).sum() - chance)
         assert report(bits).effective_bits == pytest.approx(expected, rel=1e-9)
 
 
@@ -159,6 +160,12 @@ def test_a_logit_of_zero_is_a_zero() -> None:
 def test_what_cannot_be_tested_is_refused(logits, key, sources, alpha: float, message: str) -> None:
     with pytest.raises(StatisticsError, match=message):
         null_report(logits, key, sources, alpha)
+
+
+def test_two_sources_say_nothing_of_correlation() -> None:
+    item = report(np.random.default_rng(0).random((2, 16)) < 0.5)
+    assert np.isnan(item.effective_bits)
+    assert item.holds
 
 
 def test_one_random_key_has_no_spread() -> None:

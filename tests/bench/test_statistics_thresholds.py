@@ -48,7 +48,7 @@ def test_a_certified_threshold_is_the_smallest_whose_bound_keeps_alpha(
 
 def test_certifying_needs_enough_sources_and_says_how_many() -> None:
     scores = np.arange(6000.0)
-    with pytest.raises(StatisticsError, match="needs at least 2995 calibration negatives of different sources.* 2994"):
+    with pytest.raises(StatisticsError, match=r"needs at least 2995 calibration negatives of different sources.* 2994"):
         thresholds.certified(scores[:2994], None, 1e-3)
     with pytest.raises(StatisticsError, match="there are 1500"):
         thresholds.certified(scores, np.arange(6000) // 4, 1e-3)

@@ -111,6 +111,6 @@ def test_another_process_draws_and_cuts_the_same_pixels() -> None:
 
 GOLDEN_SPECS = {
     "deadleaves": "e99bb0b8e067e593d1fb77ef",
-    "folder": "edd94d7ecd415e8a58868df5",
+    "folder": "f3783b3eb450e1eb7ff78699",
     "samples": "8580561b8b2de8b2937ef14a",
 }

@@ -303,6 +303,13 @@ def lanczos(values: np.ndarray, size: int, start: float, stop: float) -> np.ndar
     return result
 
 
+def assert_rounded(result: np.ndarray, exact: np.ndarray) -> None:
+    """Rounded to the nearest grey level, but for the few pixels where a tie of the first pass fell the other way."""
+    apart = np.abs(result - exact)
+    assert (apart > 0.501).mean() < 1e-3
+    assert apart.max() < 1.3
+
+
 @pytest.mark.parametrize("size", [48, 200])
 @pytest.mark.parametrize("turned", [False, True])
 def test_resize_crop_is_a_lanczos_resize_of_the_central_square(photograph: np.ndarray, size: int, turned: bool) -> None:
@@ -314,13 +321,13 @@ def test_resize_crop_is_a_lanczos_resize_of_the_central_square(photograph: np.nd
     expected = lanczos(across.swapaxes(0, 1), size, top, top + side).clip(0, 255)
     result = np.asarray(fit(Image.fromarray(array), size, "resize-crop"))
     assert result.shape == (size, size, 3)
-    assert np.abs(result - expected).max() < 0.51
+    assert_rounded(result, expected)
 
 
 def test_resize_takes_the_whole_picture(photograph: np.ndarray) -> None:
     across = lanczos(photograph.astype(float).swapaxes(0, 1), 64, 0, 128).clip(0, 255).round()
     expected = lanczos(across.swapaxes(0, 1), 64, 0, 96).clip(0, 255)
-    assert np.abs(np.asarray(fit(Image.fromarray(photograph), 64, "resize")) - expected).max() < 0.51
+    assert_rounded(np.asarray(fit(Image.fromarray(photograph), 64, "resize")), expected)
 
 
 def test_crop_gives_the_central_pixels_untouched(photograph: np.ndarray) -> None:

@@ -290,4 +290,13 @@ def test_real_photographs_load_as_pillow_and_opencv_would(shared_data: Path, tmp
         resized = whole.resize([round(side * scale) for side in whole.size], Image.Resampling.LANCZOS)
         left, top = ((side - 160) // 2 for side in resized.size)
         other = np.asarray(resized.crop((left, top, left + 160, top + 160)))
-        assert np.abs(pixels.astype(int) - other).mean() < 4
+        assert np.abs(pixels.astype(int) - other).mean() < 1.5
+
+
+def test_include_passes_over_everything_else(tmp_path: Path) -> None:
+    for name in ("a/one.png", "a/two.png", "b/three.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / name)
+    assert [r.id for r in Folder(root=tmp_path, size=32, include="a/*").index().records] == ["a/one.png", "a/two.png"]
+    with pytest.raises(DatasetError, match=r"include: 'c/\*' fits no image"):
+        Folder(root=tmp_path, size=32, include="c/*").index()
