@@ -8,9 +8,9 @@ from ._version import __version__
 from .core import torchvision_guard as _guard
 
 if TYPE_CHECKING:
-    from .bench.run import evaluate as evaluate
     from .bench.results import Run as Run
     from .bench.results import load_run as load_run
+    from .bench.run import evaluate as evaluate
 
 __all__ = ["Run", "__version__", "evaluate", "load_run"]
 

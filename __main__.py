@@ -52,7 +52,9 @@ def run(
         str | None, typer.Option(help="Use this dataset: a name, or YAML such as '{folder: {root: photos}}'.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Short for a folder of images of your own.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Use these methods: a YAML list, e.g. 'dwt-dct, rivagan'.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Use these methods: a YAML list, e.g. 'dwt-dct, rivagan'.")
+    ] = None,
     attacks: Annotated[str | None, typer.Option(help="Use these attacks: a YAML list.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Use these quality metrics: a YAML list.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many images, chosen by a hash of their ids.")] = None,
@@ -72,7 +74,6 @@ def run(
     Exit codes: 0 all well, 2 wrong input, 3 some cells failed, 4 nothing was measured, 130 interrupted.
 
     Examples:
-
         waterproof run quick
 
         waterproof run distortions --data photos --methods 'dwt-dct, dwt-dct-svd' --limit 200
@@ -141,7 +142,6 @@ def report_command(
     """Write the report of a run: one HTML page that opens from disk, every figure as PNG and PDF, tables as CSV.
 
     Examples:
-
         waterproof report runs/quick
 
         waterproof report runs/distortions --fpr 1e-4 --rule theory
@@ -159,7 +159,6 @@ def list_command(
     """List everything that has a name. Imports no component.
 
     Example:
-
         waterproof list attacks
     """
     from .core.errors import SpecError, nearest
@@ -189,7 +188,6 @@ def show(name: Annotated[str, typer.Argument(help="A component or preset.")]) ->
     """Show what a component does, its parameters with ranges and defaults, and its strengths; or a preset's text.
 
     Examples:
-
         waterproof show jpeg
 
         waterproof show distortions
@@ -209,7 +207,6 @@ def check(
     Exit codes: 0 all kept, 3 something broken.
 
     Examples:
-
         waterproof check dwt-dct
 
         waterproof check my_mark.py:MyMark --set strength=2
@@ -236,7 +233,6 @@ def embed(
     """Mark one image.
 
     Example:
-
         waterproof embed dwt-dct-svd photo.jpg marked.png --seed 7
     """
     from .bench.single import embed_file
@@ -256,7 +252,6 @@ def detect(
     """Look for a mark in one image: matching bits, p-value, decision.
 
     Example:
-
         waterproof detect dwt-dct-svd marked.png --seed 7
     """
     from .bench.single import detect_file
@@ -275,7 +270,6 @@ def attack(
     """Attack one image.
 
     Example:
-
         waterproof attack jpeg marked.png attacked.png --set quality=50
     """
     from .bench.single import attack_file

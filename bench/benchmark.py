@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..attacks.base import Attack
-from ..core.components import Component
 from ..core.errors import SpecError, nearest
 from ..core.registry import create, load_class
 from .yaml_lines import Place, line_of, parse
+
+if TYPE_CHECKING:
+    from ..core.components import Component
 
 
 class Ref(BaseModel):
@@ -47,7 +49,7 @@ AnyRef = Annotated[Ref, BeforeValidator(_as_ref)]
 def _as_attacks(value: object) -> object:
     """Attacks may also stand as ``name: all`` (every strength that the peers use) and with lists (a sweep)."""
     if not isinstance(value, list):
-        raise ValueError("attacks is a list")  # noqa: TRY004  pydantic turns a ValueError into a message
+        raise ValueError("attacks is a list")
     return [
         {"name": next(iter(item)), "params": {"strengths": "all"}}
         if isinstance(item, dict) and len(item) == 1 and next(iter(item.values())) == "all"
@@ -98,7 +100,7 @@ class Runtime(BaseModel):
 def _as_key(value: object) -> object:
     if isinstance(value, str) and (value in ("fixed", "per-image") or re.fullmatch("[01]+", value)):
         return value
-    raise ValueError("key is 'fixed' (one key, from the seed), 'per-image', or a string of 0 and 1")
+    raise ValueError("key is 'fixed' (one key, from the seed), 'per-image', or a string of 0 and 1 in quotes")
 
 
 class Benchmark(BaseModel):
@@ -132,17 +134,6 @@ class Benchmark(BaseModel):
     key: Annotated[str, BeforeValidator(_as_key)] = "fixed"
     decision: Decision = Decision()
     runtime: Runtime = Runtime()
-
-    @model_validator(mode="after")
-    def _no_duplicates(self) -> Benchmark:
-        for kind, refs in (("method", self.methods), ("attack", self.attacks), ("metric", self.metrics)):
-            seen: set[str] = set()
-            for ref in refs:
-                key = f"{ref.name} {sorted(ref.params.items(), key=str)}"
-                if key in seen:
-                    raise ValueError(f"the {kind} '{ref.name}' stands twice with the same parameters")
-                seen.add(key)
-        return self
 
     def expanded_attacks(self) -> list[Attack]:
         """Every attack at every strength: sweeps (a list, or ``all``) opened, order kept."""
@@ -196,7 +187,11 @@ def load_benchmark(source: str | Path, overrides: dict[str, Any] | None = None) 
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise SpecError(f"no such benchmark file: {path}")
-        text, name = path.read_text(encoding="utf-8"), str(path)
+        name = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{name} cannot be read as UTF-8 text: {error}") from None
     elif str(source) in presets():
         name = str(source)
         text = (resources.files(__package__) / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -208,7 +203,10 @@ def load_benchmark(source: str | Path, overrides: dict[str, Any] | None = None) 
     value.setdefault("name", path.stem)
     for key, given in (overrides or {}).items():
         nested = key in ("decision", "runtime") and isinstance(given, dict)
-        value[key] = {**(value.get(key) or {}), **given} if nested else given
+        old = value.get(key) or {}
+        value[key] = {**old, **given} if nested and isinstance(old, dict) else given
+        # What did not come from the file has no line in it.
+        lines = {place: line for place, line in lines.items() if place[:1] != (key,)} | {(key,): 0}
     return validate(value, name, lines)
 
 
@@ -224,18 +222,18 @@ def validate(value: dict[str, Any], name: str = "benchmark", lines: dict[Place, 
         benchmark = Benchmark.model_validate(value)
     except ValidationError as error:
         raise fail(*_first_problem(error)) from None
-    kinds = (("methods", "method"), ("metrics", "metric"))
-    for field, kind in kinds:
+    for field, kind in (("methods", "method"), ("attacks", "attack"), ("metrics", "metric")):
+        seen: set[str] = set()
         for i, ref in enumerate(getattr(benchmark, field)):
             try:
-                ref.create(kind)
+                parts = expand(ref) if kind == "attack" else [ref.create(kind)]
             except SpecError as error:
                 raise fail((field, i), str(error)) from None
-    for i, ref in enumerate(benchmark.attacks):
-        try:
-            expand(ref)
-        except SpecError as error:
-            raise fail(("attacks", i), str(error)) from None
+            for part in parts:
+                # Results are read back by label: two equal ones would be one.
+                if part.label in seen:
+                    raise fail((field, i), f"the {kind} {part.label} stands twice, or two would share this name")
+                seen.add(part.label)
     try:
         benchmark.dataset.create("dataset")
     except SpecError as error:
@@ -248,8 +246,9 @@ def _first_problem(error: ValidationError) -> tuple[Place, str]:
     place = tuple(part for part in item["loc"] if isinstance(part, str | int))
     where = ".".join(str(part) for part in place)
     if item["type"] == "extra_forbidden":
-        model: type[BaseModel] = {"decision": Decision, "runtime": Runtime}.get(str(place[0]), Benchmark)
-        return place, f"unknown key '{place[-1]}'.{nearest(str(place[-1]), model.model_fields)}"
+        models: dict[str, type[BaseModel]] = {"decision": Decision, "runtime": Runtime}
+        valid = models.get(str(place[0]), Benchmark).model_fields
+        return place, f"unknown key '{place[-1]}'.{nearest(str(place[-1]), valid)}"
     if item["type"] == "missing":
         return place, f"'{where}' is missing"
     message = item["msg"].removeprefix("Value error, ")

@@ -12,7 +12,7 @@ import torch
 
 from ..attacks.base import Attack
 from ..core.components import Component, build, field_roles
-from ..core.errors import SpecError, UnavailableError, UserError
+from ..core.errors import SpecError, UnavailableError, UserError, nearest
 from ..core.images import Images, Record
 from ..core.registry import KINDS, entries, load_class
 from ..core.seeds import Seed
@@ -56,8 +56,7 @@ def find_kind(target: str) -> str:
                 continue
             return kind
         raise SpecError(f"{target} is no component: derive it from Watermark, Detector, Attack, Dataset or Metric")
-    load_class("method", target)
-    raise SpecError(f"unknown component '{target}'")
+    raise SpecError(f"nothing is called '{target}'.{nearest(target, [name for _, name in entries()])}")
 
 
 def check_component(target: str, params: dict[str, Any] | None = None) -> Iterator[Checked]:
@@ -154,12 +153,12 @@ def _watermark(mark: Watermark) -> Iterator[Check]:
         pair = mark.mark(images, keys, seed)
         rows = score(mark, pair.marked)
         if mark.bits:
-            hits = [float(((r.logits > 0) == k.numpy()).mean()) for r, k in zip(rows, keys, strict=True)]
+            hits = [float(((_value(r) > 0) == k.numpy()).mean()) for r, k in zip(rows, keys, strict=True)]
             _need(float(np.mean(hits)) > 0.6, f"bit accuracy on its own marked images is {np.mean(hits):.2f}")
         else:
             clean = score(mark, pair.unmarked)
-            higher = sum((m.value or 0) > (c.value or 0) for m, c in zip(rows, clean, strict=True))
-            _need(higher >= 2, "marked images do not score above unmarked ones")
+            higher = sum(_value(m) > _value(c) for m, c in zip(rows, clean, strict=True))
+            _need(int(higher) >= 2, "marked images do not score above unmarked ones")
 
     yield "marking returns images of the same records", pair_shape
     yield "marking leaves its input alone", not_in_place
@@ -249,7 +248,9 @@ def _dataset(dataset: Dataset) -> Iterator[Check]:
         together = {r.id: a for group in dataset.load(records)[0] for r, a in group}
         for record in reversed(records):
             (group,) = dataset.load([record])[0]
-            _need(np.array_equal(group.numpy()[0], together[record.id]), f"{record.id} depends on what is loaded with it")
+            _need(
+                np.array_equal(group.numpy()[0], together[record.id]), f"{record.id} depends on what is loaded with it"
+            )
 
     def unique() -> None:
         ids = [record.id for record in dataset.index().records]

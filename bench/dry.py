@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 from ..core.seeds import Seed
 from .engine import one_thread
-from .plan import Plan
 from .shard import apply_attack, make_pair, score
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 _BYTES_PER_ROW = 40
 

@@ -10,22 +10,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StoreError
-from ..core.images import Record
-from ..core.progress import Tick
 from .benchmark import validate
 from .plan import Cell, Plan, make_plan
 from .shard import Finished, Row, run_shard
 from .store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from ..core.images import Record
+    from ..core.progress import Tick
 
 _FLUSH_SECONDS = 2.0
 
@@ -122,7 +125,7 @@ def run_processes(store: Store, plan: Plan, tasks: Sequence[Task], tick: Tick, w
         done = store.done()
         planner = Worker(store, plan)
         for task in suspects:
-            task = _remaining(task, planner, done)  # noqa: PLW2901
+            task = _remaining(task, planner, done)
             if task.cells and _run_pool(store, [task], tick, 1):
                 planner.fail(task, "the worker process died (out of memory, or a crash in compiled code)")
 
@@ -140,23 +143,25 @@ def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> 
     listener.start()
     waiting = list(reversed(tasks))
     with _single_threaded_children():
-        pool = ProcessPoolExecutor(
-            min(workers, len(tasks)), mp_context=context, initializer=_begin, initargs=(store.folder, ticks)
-        )
+        begin = (store.folder, ticks, os.getpid())
+        pool = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_begin, initargs=begin)
         # Few tasks are in flight, so that a dying worker leaves few suspects.
         running: dict[Future[None], Task] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers + 1:
-                    task = waiting.pop()
-                    running[pool.submit(_work, task)] = task
+                    # A broken pool refuses the task, which must then still be among those that wait.
+                    future = pool.submit(_work, waiting[-1])
+                    running[future] = waiting.pop()
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
                     del running[future]
         except BrokenProcessPool:
-            return [*running.values(), *reversed(waiting)] if len(tasks) == 1 else _retry(
-                store, list(running.values()), list(reversed(waiting)), tick, workers
+            return (
+                [*running.values(), *reversed(waiting)]
+                if len(tasks) == 1
+                else _retry(store, list(running.values()), list(reversed(waiting)), tick, workers)
             )
         except BaseException:
             _stop(pool)
@@ -202,14 +207,14 @@ _worker: Worker | None = None
 _ticks: Any = None
 
 
-def _begin(folder: Path, ticks: Any) -> None:
+def _begin(folder: Path, ticks: Any, parent: int) -> None:
     """Initialises a worker process."""
     global _worker, _ticks
     import cv2
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     _worker, _ticks = Worker(Store(folder)), ticks
@@ -239,5 +244,3 @@ def _work(task: Task) -> None:
     _worker.run(task, tick)
     if waiting:
         _ticks.put((sum(u for u, _ in waiting), waiting[-1][1]))
-
-

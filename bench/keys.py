@@ -18,11 +18,13 @@ def key_bits(policy: str, seed: int, bits: int, image: str) -> np.ndarray:
         image: the image's id.
 
     Raises:
-        ContractError: the given key has another length.
+        ContractError: the given key has another length, or other characters.
     """
     if policy not in ("fixed", "per-image"):
+        if set(policy) - set("01"):
+            raise ContractError(f"a key is 'fixed', 'per-image' or a string of 0 and 1, not '{policy[:80]}'")
         if len(policy) != bits:
-            raise ContractError(f"the key in the benchmark has {len(policy)} bits, the method needs {bits}")
+            raise ContractError(f"the key has {len(policy)} bits, the method needs {bits}")
         return np.array([bit == "1" for bit in policy])
     point = Seed.root(seed).child("key", bits)
     point = point.child(image) if policy == "per-image" else point

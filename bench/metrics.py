@@ -6,7 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from ..core.components import Component, param
 from ..core.errors import ImageError
 from ..core.identity import file_digest
-from ..core.images import Images
+
+if TYPE_CHECKING:
+    from ..core.images import Images
 
 
 class Metric(Component):
@@ -97,7 +99,9 @@ def _blur(values: np.ndarray) -> np.ndarray:
 def _reference(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centred values, local means, and local variances plus C2. Centring at mid-grey keeps more of float32's digits."""
     if min(array.shape[:2]) < _WINDOW:
-        raise ImageError(f"SSIM needs images of at least {_WINDOW} pixels a side, not {array.shape[1]}x{array.shape[0]}")
+        raise ImageError(
+            f"SSIM needs images of at least {_WINDOW} pixels a side, not {array.shape[1]}x{array.shape[0]}"
+        )
     values = array.astype(np.float32) - _GREY
     mean = _blur(values)
     return values, mean, _blur(values * values) - mean * mean + _C2

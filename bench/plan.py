@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..attacks.base import Attack
-from ..core.components import Component
 from ..core.errors import DatasetError
 from ..core.identity import identity
-from ..core.images import Record
-from ..core.progress import Tick
 from ..datasets.base import Dataset, Index
-from .benchmark import Benchmark
 from .methods.base import Method, Watermark
 from .metrics import Metric
+
+if TYPE_CHECKING:
+    from ..attacks.base import Attack
+    from ..core.components import Component
+    from ..core.images import Record
+    from ..core.progress import Tick
+    from .benchmark import Benchmark
 
 SCHEMA = 1
 """Raised when stored rows or the meaning of a cell change; part of every cell's identity."""
@@ -184,11 +186,11 @@ def _cells(
 def _pointless(attack: Attack, observer: Component) -> str | None:
     """Why a cell cannot say anything, whatever the images."""
     if attack.knowledge:
-        return f"{attack.label} needs access to {', '.join(sorted(attack.knowledge))}, which this protocol does not give"
+        return (
+            f"{attack.label} needs access to {', '.join(sorted(attack.knowledge))}, which this protocol does not give"
+        )
     if isinstance(observer, Metric) and not attack.aligned:
         return f"not comparable pixel by pixel after {attack.label}"
     if isinstance(observer, Method):
         return observer.refuses(attack.name)
     return None
-
-

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +14,19 @@ from pydantic import ValidationError
 
 from ..core.components import describe
 from ..core.errors import StatisticsError, StoreError, nearest
-from ..core.images import Record
 from .benchmark import Decision
-from .plan import Plan
 from .statistics import binomial
 from .statistics.null import NullReport, null_report
 from .statistics.roc import Roc, roc
 from .statistics.splits import split
 from .store import Store
 from .summary import Decided, Sample, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..core.images import Record
+    from .plan import Plan
 
 _CELLS = pa.schema(
     [
@@ -43,6 +46,8 @@ def cell_table(plan: Plan, store: Store) -> pa.Table:
         names = plan.names(cell)
         n_ok, n_failed, n_unreadable = (counts.get((cell.id, s), 0) for s in ("ok", "failed", "unreadable"))
         planned = len(plan.records)
+        status: str
+        reason: str | None
         if cell.skipped is not None:
             status, reason = "skipped", cell.skipped
         elif n_ok + n_failed + n_unreadable < planned:
@@ -180,8 +185,8 @@ class Run:
         for name, table in self._tables.items():
             cells = table["cell"].combine_chunks().dictionary_encode()
             codes = np.asarray(cells.indices)
-            starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else np.array([], int)
-            ends = np.r_[starts[1:], len(codes)].astype(int)
+            edges = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1], True]) if len(codes) else np.array([], int)
+            starts, ends = edges[:-1], edges[1:]
             labels = cells.dictionary.to_pylist()
             ranges[name] = {labels[codes[a]]: (int(a), int(b)) for a, b in zip(starts, ends, strict=True)}
         return ranges

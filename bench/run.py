@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.components import Component
 from ..core.errors import StoreError
 from ..core.identity import identity
 from ..core.progress import Tick, progress_bar
@@ -20,6 +18,11 @@ from .plan import SCHEMA, Plan, make_plan
 from .provenance import NUMERIC, provenance, versions
 from .results import Run, cell_table, load_run
 from .store import Done, Store, write_table, write_text, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ..core.components import Component
 
 
 def evaluate(
@@ -66,13 +69,17 @@ def run_benchmark(benchmark: Benchmark, out: str | Path, plan: Plan | None = Non
         StoreError: the folder is in use, belongs to another benchmark or cannot be written.
     """
     plan = plan or make_listed_plan(benchmark)
-    store = Store(Path(out))
-    _open(store, plan)
+    store, config = Store(Path(out)), _config(plan)
+    if not store.exists:
+        store.begin(config, plan.index)
     with _locked(store):
+        _resume(store, config)
+        store.repair()
         _compute(store, plan)
         store.fold(plan)
         with writing(store.folder):
             write_table(store.folder / "cells.parquet", cell_table(plan, store))
+        store.sweep()
     return load_run(store.folder)
 
 
@@ -150,7 +157,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         ],
         "metrics": [_describe(m, unit=m.unit, better=m.better) for m in plan.metrics],
         "provenance": provenance(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -159,12 +166,8 @@ def _describe(part: Component, **more: object) -> dict[str, object]:
     return {**about, "digests": part.digests(), "references": list(part.references), **more}
 
 
-def _open(store: Store, plan: Plan) -> None:
-    """Begins a new run, or checks that the one in the folder is this one."""
-    new = _config(plan)
-    if not store.exists:
-        store.begin(new, plan.index)
-        return
+def _resume(store: Store, new: dict[str, Any]) -> None:
+    """Checks that the run in the folder is this one, and lets the runtime knobs of this call take its place."""
     old = store.config()
     where = f"{store.folder} holds"
     other = "choose another folder with --out, or remove this one"
@@ -178,8 +181,6 @@ def _open(store: Store, plan: Plan) -> None:
     if changed:
         raise StoreError(f"{where} results of another version of {', '.join(changed)}: {other}")
     _same_packages(old, where, other)
-    for path in store.folder.glob(".new-*"):
-        path.unlink(missing_ok=True)
     config = {**new, "shard": old["shard"], "provenance": old["provenance"], "started": old["started"]}
     with writing(store.folder):
         write_text(store.folder / "run.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")

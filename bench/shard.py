@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,8 +20,12 @@ from ..core.seeds import Seed
 from ..datasets.base import Rejected
 from .keys import key_bits
 from .methods.base import Detector, Evidence, Method, Pair, Watermark
-from .metrics import Metric
-from .plan import Cell, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .metrics import Metric
+    from .plan import Cell, Plan
 
 
 @dataclass(slots=True)
@@ -123,6 +127,7 @@ class _Shard:
     def __init__(self, plan: Plan, records: tuple[Record, ...]) -> None:
         self.plan = plan
         self.records = records
+        self.groups: list[Images] = []
         self.unreadable: dict[str, str] = {}
         self.root = Seed.root(plan.benchmark.seed)
         self.limit = plan.benchmark.runtime.cell_seconds
@@ -144,6 +149,7 @@ class _Shard:
             except Exception as error:
                 groups, rejected = [], [Rejected(r.id, describe_error(error)) for r in self.records]
         self.unreadable = {item.id: item.reason for item in rejected}
+        self.groups = groups
         return groups
 
     def pair(self, maker: int, images: Images) -> Pair | Exception:
@@ -177,7 +183,7 @@ class _Shard:
                         raise pair
                     done.rows += self._observe(cell, pair, images, states, g)
                 except Exception as error:
-                    done.rows += _failed_rows(_records_of(pair, images, sources[g]), error)
+                    done.rows += _failed_rows(self.groups[g].records, error)
                     done.traceback = done.traceback or "".join(traceback.format_exception(error))
             self._complete(done)
             yield done
@@ -217,13 +223,6 @@ class _Shard:
         done.rows = [rows[record.id] for record in self.records]
 
 
-def _records_of(pair: Pair | Exception, images: Outcome, source: Outcome) -> tuple[Record, ...]:
-    for item in (images, source):
-        if isinstance(item, Images):
-            return item.records
-    return pair.marked.records if isinstance(pair, Pair) else ()
-
-
 def _failed_rows(records: tuple[Record, ...], error: Exception) -> list[Row]:
     text = describe_error(error)
     return [Row(record.id, "failed", error=text) for record in records]
@@ -252,7 +251,9 @@ def make_pair(plan: Plan, method: Method, images: Images) -> Pair:
     for side in (pair.marked, pair.unmarked):
         _check_ids(method.label, side, images)
     if pair.marked.size != pair.unmarked.size:
-        raise ContractError(f"{method.label}: marked {pair.marked.size} and unmarked {pair.unmarked.size} differ in size")
+        raise ContractError(
+            f"{method.label}: marked {pair.marked.size} and unmarked {pair.unmarked.size} differ in size"
+        )
     return pair
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from ..attacks.base import Attack
-from ..core.components import Component
 from ..core.errors import DatasetError, SpecError, UnavailableError
 from ..core.images import Images, Record
 from ..core.registry import create
@@ -19,6 +17,11 @@ from .keys import key_bits
 from .methods.base import Method, Watermark
 from .shard import score
 from .statistics import binomial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..core.components import Component
 
 
 def embed_file(method: str, image: Path, out: Path, key: str | None, seed: int, params: dict[str, Any]) -> str:
@@ -88,7 +91,6 @@ def _read(path: Path) -> Images:
 
 def _write(images: Images, path: Path) -> None:
     try:
-        options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-        images.pil()[0].save(path, **options)
+        images.pil()[0].save(path, quality=95)
     except (OSError, ValueError) as error:
         raise DatasetError(f"cannot write {path}: {error}") from None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,12 @@ import pyarrow.parquet as pq
 from ..core.errors import StoreError
 from ..core.images import Record
 from ..datasets.base import Index, Rejected
-from .plan import Cell, Plan
-from .shard import Cost, Finished
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from .plan import Cell, Plan
+    from .shard import Cost, Finished
 
 _ROW = pa.schema(
     [
@@ -45,6 +50,8 @@ TABLES = {
 }
 _CHUNK_ROWS = 200_000
 """Rows that are held in memory while the journal is folded."""
+
+_log = logging.getLogger("waterproof")
 
 Done = dict[str, set[str]]
 """Images that are finished, by cell."""
@@ -117,7 +124,8 @@ class Store:
 
     def add(self, shard: int, finished: Sequence[Finished], costs: Sequence[Cost] = ()) -> None:
         """Appends finished cells of a shard to the journal; all of them or, after any interruption, none."""
-        token = uuid.uuid4().hex[:12]
+        # Names sort by age, so that the later of two failures is known.
+        token = f"{time.time_ns():016x}-{uuid.uuid4().hex[:8]}"
         with writing(self.folder):
             self.parts.mkdir(parents=True, exist_ok=True)
             for done in finished:
@@ -154,7 +162,27 @@ class Store:
             yield pq.read_table(path, columns=columns)
 
     def _journal(self) -> list[Path]:
-        return sorted(self.parts.glob("*.parquet")) if self.parts.is_dir() else []
+        # Hidden files are half-written ones, and a glob finds them too.
+        return sorted(p for p in self.parts.glob("*.parquet") if not p.name.startswith("."))
+
+    def sweep(self) -> None:
+        """Removes what a killed writer left half-written; nothing reads such files."""
+        with writing(self.folder):
+            for path in self.folder.rglob(".new-*"):
+                path.unlink(missing_ok=True)
+
+    def repair(self) -> None:
+        """Sweeps, and drops damaged result files (a failing disk, a partial copy): what they held is computed again."""
+        self.sweep()
+        for path in [*self._journal(), *(self.folder / f"{name}.parquet" for name in TABLES)]:
+            if not path.is_file():
+                continue
+            try:
+                pq.read_table(path)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                _log.warning("%s is damaged and will be computed again: %s", path, " ".join(str(error).split())[:200])
+                with writing(self.folder):
+                    path.unlink()
 
     def fold(self, plan: Plan) -> None:
         """Folds the journal into the final tables: plan order, then image order; the same bytes for the same results.

@@ -10,13 +10,13 @@ import pandas as pd
 
 from ..core.errors import StatisticsError
 from .statistics import binomial, intervals, thresholds
-from .statistics.domain import Sided
 from .statistics.roc import auc, tpr_at_fpr
 from .statistics.splits import one_per_source
-from .statistics.thresholds import Threshold
 
 if TYPE_CHECKING:
     from .results import Run
+    from .statistics.domain import Sided
+    from .statistics.thresholds import Threshold
 
 NULL_LEVEL = 0.01
 """A false-positive rate is called above its nominal value when an exact binomial test says so at this level."""
@@ -85,7 +85,9 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
     bits = int(run.about("method", method)["bits"])
     if decided.rule == "theory":
         if not bits:
-            raise StatisticsError(f"{method} has no payload, so no theory gives its threshold: use the rule 'certified'")
+            raise StatisticsError(
+                f"{method} has no payload, so no theory gives its threshold: use the rule 'certified'"
+            )
         return thresholds.theory(bits, decided.fpr, decided.sided)
     clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
     if clean is None:
@@ -173,7 +175,7 @@ def _mean(name: str, values: np.ndarray, sources: np.ndarray, level: float) -> d
 
 
 def exceeds(flags: np.ndarray, sources: np.ndarray, nominal: float) -> float:
-    """P-value of an exact one-sided binomial test, one image per source, that a false-positive rate is above nominal."""
+    """P-value of an exact one-sided binomial test, one image per source, that the FPR is above nominal."""
     from scipy.stats import binom
 
     if not len(flags):

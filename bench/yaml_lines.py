@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..core.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 Place = tuple[str | int, ...]
 
@@ -18,6 +20,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key.value}' stands twice in one mapping", key.start_mark
@@ -39,21 +43,26 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
     Raises:
         SpecError: the text is not YAML; the message has the line.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         value = loader.construct_document(node) if node is not None else None
+        lines: dict[Place, int] = {}
+        if node is not None:
+            _collect(node, (), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise SpecError(f"{name}{line}: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{name}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: PyYAML lets an impossible date through to Python's own types.
+        raise SpecError(f"{name}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SpecError(f"{name}: nested too deeply, or an alias that contains itself") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
-    lines: dict[Place, int] = {}
-    if node is not None:
-        _collect(node, (), lines)
+        if loader is not None:
+            loader.dispose()
     return value, lines
 
 

@@ -11,7 +11,13 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
     ("method", "dwt-dct", "bench.methods.dwt:DwtDct", "post-hoc watermark", "invisible-watermark's dwtDct, batched"),
     ("method", "dwt-dct-svd", "bench.methods.dwt:DwtDctSvd", "post-hoc watermark", "its dwtDctSvd, batched"),
     ("method", "rivagan", "bench.methods.rivagan:RivaGan", "post-hoc watermark", "RivaGAN through ONNX, 32 bits"),
-    ("method", "folder-marked", "bench.methods.folder_marked:FolderMarked", "bring your own", "marked files or program"),
+    (
+        "method",
+        "folder-marked",
+        "bench.methods.folder_marked:FolderMarked",
+        "bring your own",
+        "marked files or program",
+    ),
     # attacks
     ("attack", "identity", "attacks.chain:Identity", "none", "no attack"),
     ("attack", "chain", "attacks.chain:Chain", "combined", "any attacks one after another"),

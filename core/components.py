@@ -163,8 +163,12 @@ def build(cls: type[C], params: Mapping[str, Any]) -> C:
     """Builds a component and turns validation errors into one clear line.
 
     Raises:
-        SpecError: an unknown parameter (with the nearest valid one) or a bad value (with what would be right).
+        SpecError: an unknown parameter (with the nearest valid one), a bad value (with what would be right), or a
+            class that leaves a part of its contract out.
     """
+    if inspect.isabstract(cls):
+        lacks = ", ".join(sorted(cls.__abstractmethods__))
+        raise SpecError(f"{cls.name or cls.__name__} cannot be used: it lacks {lacks}, which every {cls.kind} defines")
     for key in params:
         if key not in cls.model_fields:
             raise SpecError(f"{cls.name}: unknown parameter '{key}'.{nearest(key, cls.model_fields)}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from .errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,12 @@ class Images:
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, records: Sequence[Record]) -> Images:
-        """From uint8 ``[B, H, W, 3]``; no copy where the array is contiguous."""
+        """From uint8 ``[B, H, W, 3]``; no copy where the array is contiguous and writable."""
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
             raise ImageError(f"expected uint8 [B, H, W, 3], got {array.dtype} {list(array.shape)}")
-        return cls(torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2), tuple(records))
+        # torch knows no read-only tensors and would let somebody write into the owner's array.
+        own = np.ascontiguousarray(array) if array.flags.writeable else array.copy()
+        return cls(torch.from_numpy(own).permute(0, 3, 1, 2), tuple(records))
 
     @classmethod
     def from_float(cls, values: torch.Tensor, records: Sequence[Record]) -> Images:

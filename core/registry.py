@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .catalogue import CATALOGUE
 from .components import Component, build
 from .errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 KINDS = ("dataset", "method", "attack", "metric")
 _ROOT = __name__.rsplit(".", 2)[0]
@@ -85,13 +87,14 @@ def load_class(kind: str, name: str) -> type[Component]:
         entry = entries().get((kind, name))
         if entry is None:
             elsewhere = [k for k, n in entries() if n == name]
-            hint = f" '{name}' is a {elsewhere[0]}." if elsewhere else nearest(name, names(kind))
+            hint = f" '{name}' is one of the {elsewhere[0]}s." if elsewhere else nearest(name, names(kind))
             raise SpecError(f"unknown {kind} '{name}'.{hint}")
         target = entry.target
     cls = _resolve(target)
     if not (isinstance(cls, type) and issubclass(cls, Component) and cls.kind == kind):
         raise SpecError(f"{target} is no {kind}: it must be a class derived from the {kind} contract")
-    if not cls.name:
+    # A name that is only inherited would give two classes one identity.
+    if not vars(cls).get("name"):
         cls.name = cls.__name__.lower()
     return cls
 
@@ -117,6 +120,10 @@ def _resolve(target: str) -> object:
         if error.name and not place.startswith(error.name):
             raise SpecError(f"{target} needs the package '{error.name}', which is not installed") from None
         raise SpecError(f"cannot import '{place}' of {target}: no such module") from None
+    except SpecError:
+        raise
+    except Exception as error:
+        raise SpecError(f"cannot import '{place}' of {target}: {_cause(error)}") from error
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise SpecError(f"'{place}' has no '{attribute}'.{nearest(attribute, public)}")
@@ -126,7 +133,9 @@ def _resolve(target: str) -> object:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SpecError(f"no such file: {path}")
-    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    # The content is part of the name: an edited file is loaded anew, as its spec carries the new digest.
+    named = f"{path.resolve()}\n".encode() + path.read_bytes()
+    name = f"{path.stem}_{hashlib.sha256(named).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -138,5 +147,9 @@ def _load_file(path: Path) -> ModuleType:
         module_spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise SpecError(f"{path} fails when it is loaded: {type(error).__name__}: {error}") from error
+        raise SpecError(f"{path} fails when it is loaded: {_cause(error)}") from error
     return module
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

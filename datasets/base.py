@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..core.components import Component
 from ..core.identity import identity
-from ..core.images import Images, Record
-from ..core.progress import Tick
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..core.images import Images, Record
+    from ..core.progress import Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ class Folder(Dataset):
         paths = [path for path in paths if fnmatchcase(path, self.include)]
         rejected = [item for item in rejected if fnmatchcase(item.id, self.include)]
         if not paths:
-            raise DatasetError(f"include: '{self.include}' fits no image in {self.root}; paths look like '{first_path}'")
+            raise DatasetError(
+                f"include: '{self.include}' fits no image in {self.root}; paths look like '{first_path}'"
+            )
         records: list[Record] = []
         for path in paths:
             try:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..core.errors import StatisticsError
-from .style import colour_of, grid, house_style, marker_of, plain
+from .style import PALETTE, colour_of, grid, house_style, marker_of, plain
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from ..bench.results import Run
@@ -23,7 +23,7 @@ def survival(run: Run, summary: pd.DataFrame) -> Figure:
     """TPR at the deployed threshold for every attack, with intervals: the whole run on one page."""
     attacks = list(dict.fromkeys(summary["attack"]))
     with house_style():
-        figure = Figure(figsize=(8.2, 0.24 * len(attacks) + 1.3), layout="constrained")
+        figure = Figure(figsize=(9.4, 0.24 * len(attacks) + 1.3), layout="constrained")
         axes = figure.subplots()
         offsets = np.linspace(0.24, -0.24, len(run.methods)) if len(run.methods) > 1 else [0.0]
         for offset, method in zip(offsets, run.methods, strict=True):
@@ -34,7 +34,7 @@ def survival(run: Run, summary: pd.DataFrame) -> Figure:
         for i in range(1, len(attacks)):
             if families[i] != families[i - 1]:
                 axes.axhline(len(attacks) - i - 0.5, color="#bbbbbb", linewidth=0.8)
-        axes.set_yticks(np.arange(len(attacks))[::-1], [plain(a) for a in attacks])
+        axes.set_yticks(np.arange(len(attacks))[::-1], [plain(shortened(a)) for a in attacks])
         axes.set_ylim(-0.7, len(attacks) - 0.3)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel(_tpr_label(run, summary))
@@ -65,7 +65,10 @@ def swept(run: Run) -> list[str]:
 
 
 def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy") -> Figure | None:
-    """Bit accuracy (or another column) against strength, one panel for each attack, harder to the right."""
+    """Bit accuracy (or another column) against strength, one panel for each attack.
+
+    Harder is to the right; where both directions do harm (brightness below and above 1), values simply grow.
+    """
     names = swept(run)
     if not names or column not in summary:
         return None
@@ -73,7 +76,7 @@ def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy
         figure, panels = grid(len(names), 4, 2.35, 1.9)
         for axes, name in zip(panels, names, strict=True):
             rows = summary[summary["attack_name"] == name]
-            order = rows.drop_duplicates("attack").sort_values(["damage", "strength"])
+            order = _ordered(rows.drop_duplicates("attack"))
             ticks = [f"{value:g}" for value in order["strength"]]
             for method in run.methods:
                 mine = rows[rows["method"] == method].set_index("attack").reindex(order["attack"])
@@ -87,6 +90,18 @@ def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy
         figure.supylabel(plain(label), fontsize=9)
         _legend(figure, run)
     return figure
+
+
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    """By damage where that is the order of the values or its reverse, else by value."""
+    by_damage = rows.sort_values(["damage", "strength"])
+    steps = np.diff(by_damage["strength"])
+    return by_damage if (steps > 0).all() or (steps < 0).all() else rows.sort_values("strength")
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """A label that fits beside a figure."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _band(axes: Axes, rows: pd.DataFrame, column: str, run: Run, method: str) -> None:
@@ -110,7 +125,7 @@ def _legend(figure: Figure, run: Run) -> None:
 
 
 def roc_curves(run: Run, name: str) -> Figure:
-    """Attack-matched ROC staircases with log FPR: one panel for each method, one line for each strength of an attack."""
+    """Attack-matched ROC staircases with log FPR: a panel for each method, a line for each strength."""
     attacks = [a for a in run.config["attacks"] if a["name"] == name]
     attacks.sort(key=lambda a: (a["damage"], str(a["label"])))
     decided = run.decision()
@@ -123,12 +138,20 @@ def roc_curves(run: Run, name: str) -> Figure:
             low = min(floor, decided.fpr) / 2
             if floor > low:
                 axes.axvspan(low, floor, color="#f0f0f0", zorder=0)
-                axes.text(floor * 0.92, 0.03, "too few\nnegatives", fontsize=6.5, color="#777777", ha="right")
+                axes.text(
+                    np.sqrt(low * floor),
+                    0.5,
+                    "too few negatives",
+                    fontsize=6.5,
+                    color="#777777",
+                    ha="center",
+                    rotation=90,
+                )
             axes.set_xscale("log")
             axes.set_xlim(low, 1)
             axes.set_ylim(-0.02, 1.02)
             axes.set_title(plain(method))
-            axes.set_xlabel("false-positive rate (attacked unmarked images)")
+        figure.supxlabel("false-positive rate, attacked unmarked images", fontsize=9)
         panels[0].set_ylabel("true-positive rate")
         panels[-1].legend(loc="lower right", fontsize=7)
     return figure
@@ -175,8 +198,6 @@ def quality_against_tpr(run: Run, summary: pd.DataFrame, metric: str = "ssim") -
 
 
 def _family(i: int) -> str:
-    from .style import PALETTE
-
     return PALETTE[i % len(PALETTE)]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from ..bench.benchmark import validate
@@ -17,6 +16,8 @@ from ..bench.shard import apply_attack, describe_error, make_pair
 from ..core.seeds import Seed
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..bench.results import Run
     from ..core.images import Images
 
@@ -112,7 +113,8 @@ def _array(images: Images) -> np.ndarray:
 
 def _difference(unmarked: Images, marked: Images) -> np.ndarray:
     change = _array(marked).astype(int) - _array(unmarked).astype(int)
-    return np.clip(128 + AMPLIFY * change, 0, 255).astype(np.uint8)
+    shown: np.ndarray = np.clip(128 + AMPLIFY * change, 0, 255).astype(np.uint8)
+    return shown
 
 
 def _uri(array: np.ndarray) -> str:

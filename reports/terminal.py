@@ -38,7 +38,7 @@ def print_summary(run: Run) -> None:
     console = Console()
     if not console.is_terminal:
         # A file or a pipe has no width to fit into: nothing is cut off.
-        console = Console(width=40 + 24 * len(run.methods))
+        console = Console(width=max(len(a) for a in run.attacks) + 4 + 26 * len(run.methods))
     console.print(table)
     for note in [n for n in summary["note"].unique() if n][:4]:
         Console().print(f"note: {note}", style="dim", markup=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from ..bench.statistics import thresholds
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..bench.results import Run
 
 

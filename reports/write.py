@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from ..bench.store import write_text, writing
 from ..bench.summary import families
@@ -18,6 +16,9 @@ from . import figures, words
 from .gallery import gallery
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from ..bench.results import Run
@@ -77,16 +78,32 @@ def _file(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
-def _save(figure: Figure, path: Path) -> str:
-    """Saves PNG and PDF; returns the PNG as a data URI."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure in the page.
+
+    Attributes:
+        uri: the PNG as a data URI.
+        width: the width at which type has its natural size, in CSS pixels.
+    """
+
+    uri: str
+    width: int
+
+
+def _save(figure: Figure, path: Path) -> Picture:
+    """Saves PNG and PDF, and returns the PNG for the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
+    # The layout is found; finding it again for the PDF would take as long as drawing.
+    figure.set_layout_engine("none")
     path.with_name(path.name + ".png").write_bytes(buffer.getvalue())
     figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Picture(uri, round(115 * figure.get_figwidth()))
 
 
-def _render(run: Run, summary: pd.DataFrame, table: pd.DataFrame, pictures: dict[str, str]) -> str:
+def _render(run: Run, summary: pd.DataFrame, table: pd.DataFrame, pictures: dict[str, Picture]) -> str:
     import jinja2
     import yaml
 
@@ -107,8 +124,8 @@ def _render(run: Run, summary: pd.DataFrame, table: pd.DataFrame, pictures: dict
         quality=_mark_quality(run, summary),
         rows=_rows(summary),
         metrics=run.config["metrics"],
-        pictures={name: uri for name, uri in pictures.items() if not name.startswith("roc-")},
-        rocs={name.removeprefix("roc-"): uri for name, uri in pictures.items() if name.startswith("roc-")},
+        pictures={name: picture for name, picture in pictures.items() if not name.startswith("roc-")},
+        rocs={name.removeprefix("roc-"): picture for name, picture in pictures.items() if name.startswith("roc-")},
         exhibits=exhibits,
         missing=missing,
         nulls=_nulls(run),
@@ -138,8 +155,8 @@ def _caption(name: str) -> str:
 
 
 def _rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = summary.astype(object).where(summary.notna(), None).to_dict("records")
-    return rows
+    records = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in records]
 
 
 def _family_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
@@ -172,9 +189,19 @@ def _failures(run: Run) -> list[dict[str, Any]]:
 
 
 def _skipped(run: Run) -> list[dict[str, Any]]:
+    """Skipped cells by reason; a reason that differs only in the attack is said once."""
     skipped = run.cells[run.cells["status"] == "skipped"]
-    counted = skipped.groupby("reason", sort=False).size()
-    return [{"reason": reason, "cells": int(n)} for reason, n in counted.items()]
+    reasons = [
+        reason.removesuffix(f" after {attack}")
+        for reason, attack in zip(skipped["reason"], skipped["attack"], strict=True)
+    ]
+    found = []
+    for reason, rows in skipped.groupby(reasons, sort=False):
+        attacks = list(dict.fromkeys(rows["attack"]))
+        found.append(
+            {"reason": reason, "cells": len(rows), "attacks": attacks if len(attacks) < len(run.attacks) else []}
+        )
+    return found
 
 
 def _references(run: Run) -> list[str]:

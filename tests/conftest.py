@@ -11,6 +11,16 @@ from skimage import data
 from waterproof.core.images import Images, Record
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Rewrite the files in tests/golden from the code.")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be rewritten instead of compared."""
+    return bool(request.config.getoption("--update-golden"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of photographs and weights beside a development checkout; skips where it is absent."""

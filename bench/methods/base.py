@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...core.components import Component
-from ...core.images import Images
-from ...core.seeds import Seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...core.images import Images
+    from ...core.seeds import Seed
 
 
 @dataclass(frozen=True, slots=True)

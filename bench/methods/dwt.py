@@ -12,7 +12,7 @@ bit: values that are exact multiples of the quantisation step are common in flat
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -20,9 +20,11 @@ import torch
 
 from ...core.components import param
 from ...core.errors import ImageError
-from ...core.images import Images
-from ...core.seeds import Seed
 from .base import Evidence, Watermark
+
+if TYPE_CHECKING:
+    from ...core.images import Images
+    from ...core.seeds import Seed
 
 _HALF = 0.7071067811865476
 """The Haar filter's coefficient as the package's wavelet library holds it."""
@@ -103,7 +105,7 @@ class _DwtMark(Watermark):
 
 
 class DwtDct(_DwtMark):
-    """``dwtDct``: quantises the largest coefficient of each block but the first. (It holds no DCT in fact.)
+    """``dwtDct``: quantises the largest coefficient of each block but the first. It holds no DCT in fact.
 
     Example:
         >>> from waterproof.core.registry import create
@@ -148,7 +150,8 @@ class DwtDctSvd(_DwtMark):
             u, s, v = np.linalg.svd(cv2.dct(np.ascontiguousarray(blocks[:, :, n])))
             s[0] = (s[0] // self.step + 0.25 + 0.5 * bits[n]) * self.step
             marked[:, :, n] = cv2.idct(np.dot(u, np.dot(np.diag(s), v)))
-        return marked
+        result: np.ndarray = marked
+        return result
 
     def _read_blocks(self, blocks: np.ndarray) -> np.ndarray:
         value, _, _, certain = _leading_pair(blocks, vectors=False)
@@ -173,7 +176,8 @@ def _from_yuv(yuv: np.ndarray) -> np.ndarray:
 
 def _cropped(channel: np.ndarray) -> np.ndarray:
     """The part that the package uses: sides cut down to multiples of four."""
-    return channel[:, : channel.shape[1] // 4 * 4, : channel.shape[2] // 4 * 4]
+    cropped: np.ndarray = channel[:, : channel.shape[1] // 4 * 4, : channel.shape[2] // 4 * 4]
+    return cropped
 
 
 def _haar_low(channel: np.ndarray) -> np.ndarray:
@@ -244,9 +248,7 @@ def _vote(ones: np.ndarray, payload: int) -> np.ndarray:
     return centred
 
 
-def _leading_pair(
-    blocks: np.ndarray, vectors: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _leading_pair(blocks: np.ndarray, vectors: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Leading singular values and vectors of ``[4, 4, N]`` non-negative blocks by power iteration.
 
     The blocks are low bands of 8-bit values, so A A^T has no negative entry, its leading eigenvector has none

@@ -14,24 +14,31 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydantic import field_validator
 
 from ...core.components import knob, param
 from ...core.errors import ContractError, DatasetError
 from ...core.identity import file_digest
-from ...core.images import Images
-from ...core.seeds import Seed
 from .base import Evidence, Watermark
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...core.images import Images
+    from ...core.seeds import Seed
 
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
 
@@ -68,6 +75,13 @@ class FolderMarked(Watermark):
     def label(self) -> str:
         """The title, if there is one."""
         return self.title or f"folder-marked({self.marked.name})"
+
+    @field_validator("command")
+    @classmethod
+    def _splits_into_words(cls, command: str | None) -> str | None:
+        if command is not None and not shlex.split(command):
+            raise ValueError("name a program")
+        return command
 
     def unavailable(self) -> str | None:
         """Needs its folders, and exactly one reader."""
@@ -125,7 +139,8 @@ class FolderMarked(Watermark):
     def _from_csv(self, images: Images) -> list[str]:
         if self.scores is None or self.unmarked is None:
             raise ContractError("no scores")
-        table = _by_pixels(self.scores, self.marked, self.unmarked, "bits" if self.payload else "score")
+        column = "bits" if self.payload else "score"
+        table = _by_pixels(self.scores, file_digest(self.scores), self.marked, self.unmarked, column)
         words = []
         for record, array in images:
             word = table.get(_pixel_digest(array))
@@ -141,24 +156,49 @@ class FolderMarked(Watermark):
             return self._call(folder, len(images))
 
     def _call(self, folder: str, count: int) -> list[str]:
-        command = [*shlex.split(self.command or ""), folder]
+        program = shlex.split(self.command or "")
         try:
-            done = subprocess.run(  # noqa: S603  the user's own program, named in the user's own file
-                command, capture_output=True, text=True, timeout=self.seconds, check=False
-            )
+            code, out, errors = _finish([*program, folder], self.seconds)
         except FileNotFoundError:
-            raise ContractError(f"{self.label}: there is no program '{command[0]}'") from None
+            raise ContractError(f"{self.label}: there is no program '{program[0]}'") from None
+        except OSError as error:
+            raise ContractError(f"{self.label}: the program '{program[0]}' cannot be started: {error}") from None
         except subprocess.TimeoutExpired:
             raise ContractError(f"{self.label}: the program took more than {self.seconds:g} s") from None
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise ContractError(f"{self.label}: the program ended with code {done.returncode}: {last[0]}")
-        lines = [re.split(r"[,\s]+", line.strip(), maxsplit=1) for line in done.stdout.splitlines() if line.strip()]
+        if code:
+            last = errors.strip().splitlines()[-1:] or ["no message"]
+            raise ContractError(f"{self.label}: the program ended with code {code}: {last[0]}")
+        lines = [re.split(r"[,\s]+", line.strip(), maxsplit=1) for line in out.splitlines() if line.strip()]
         found = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
         missing = [f"{i:05d}.png" for i in range(count) if f"{i:05d}.png" not in found]
         if missing:
-            raise ContractError(f"{self.label}: the program printed nothing for {missing[0]} and {len(missing) - 1} more")
+            raise ContractError(
+                f"{self.label}: the program printed nothing for {missing[0]} and {len(missing) - 1} more"
+            )
         return [found[f"{i:05d}.png"] for i in range(count)]
+
+
+def _finish(command: list[str], seconds: float) -> tuple[int, str, str]:
+    """Runs a program to its end; after ``seconds``, or when this process is stopped, ends it and all it started."""
+    process = subprocess.Popen(  # noqa: S603  the user's own program, named in the user's own file
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    with process:
+        try:
+            out, errors = process.communicate(timeout=seconds)
+        except BaseException:
+            # A wrapper (a shell, conda run) has children of its own that would keep the pipes open.
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            raise
+        return process.returncode, out, errors
 
 
 def _number(word: str) -> float:
@@ -197,19 +237,31 @@ def _pixel_digest(array: np.ndarray) -> str:
 
 
 @lru_cache(maxsize=4)
-def _by_pixels(scores: Path, marked: Path, unmarked: Path, column: str) -> dict[str, str]:
-    """The CSV's words by the pixels that they belong to: an attacked image finds none."""
+def _by_pixels(scores: Path, digest: str, marked: Path, unmarked: Path, column: str) -> dict[str, str]:
+    """The CSV's words by the pixels that they belong to: an attacked image finds none. ``digest`` is the CSV's."""
     table: dict[str, str] = {}
-    with scores.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        absent = {"image", "arm", column} - set(reader.fieldnames or [])
-        if absent:
-            raise DatasetError(f"{scores} lacks the column {', '.join(sorted(absent))}")
-        for line, row in enumerate(reader, 2):
-            if row["arm"] not in ("marked", "unmarked"):
-                raise DatasetError(f"{scores}, line {line}: arm is marked or unmarked, not '{row['arm']}'")
-            folder = marked if row["arm"] == "marked" else unmarked
-            table[_pixel_digest(_load(_twin(folder, row["image"])))] = row[column].strip()
+    for line, row in _rows(scores, column):
+        folder = marked if row["arm"] == "marked" else unmarked
+        pixels, word = _pixel_digest(_load(_twin(folder, row["image"]))), row[column].strip()
+        if table.setdefault(pixels, word) != word:
+            raise DatasetError(f"{scores}, line {line}: the same image has '{table[pixels][:80]}' and '{word[:80]}'")
     return table
 
 
+def _rows(scores: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The checked rows of the CSV with their line numbers; a byte-order mark, as spreadsheets write it, is skipped."""
+    try:
+        with scores.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            absent = {"image", "arm", column} - set(reader.fieldnames or [])
+            if absent:
+                raise DatasetError(f"{scores} lacks the column {', '.join(sorted(absent))}")
+            for row in reader:
+                where = f"{scores}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DatasetError(f"{where}: expected {len(reader.fieldnames or [])} columns")
+                if row["arm"] not in ("marked", "unmarked"):
+                    raise DatasetError(f"{where}: arm is marked or unmarked, not '{row['arm']}'")
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{scores} cannot be read as a CSV in UTF-8: {error}") from None

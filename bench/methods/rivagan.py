@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ import torch
 from ...core.components import param
 from ...core.errors import UnavailableError
 from ...core.identity import file_digest
-from ...core.images import Images
-from ...core.seeds import Seed
 from .base import Evidence, Watermark
 
+if TYPE_CHECKING:
+    from ...core.images import Images
+    from ...core.seeds import Seed
+
 _BATCH = 1
-"""Part of the method's identity. One image at a time is what the package does, is as fast as 2, 4 or 8, and pads nothing."""
+"""Part of the method's identity. One image at a time is what the package does; 2, 4 and 8 are no faster."""
 
 
 class RivaGan(Watermark):
