@@ -129,28 +129,34 @@ def sample_images(side: int = 256) -> Images:
     return Images.from_numpy(arrays, [Record(name) for name in ("smooth", "texture", "flat")])
 
 
+def _unchanged(images: Images) -> bool:
+    return bool((images.pixels == sample_images().pixels).all())
+
+
 def _watermark(mark: Watermark) -> Iterator[Check]:
-    images, seed = sample_images(), Seed.root(1)
+    seed = Seed.root(1)
     keys = torch.from_numpy(Seed.root(2).numpy().integers(0, 2, (3, mark.bits)).astype(bool))
 
     def pair_shape() -> None:
+        images = sample_images()
         pair = mark.mark(images, keys, seed)
         for side in (pair.marked, pair.unmarked):
             _need(isinstance(side, Images) and side.ids == images.ids, "must return Images with the same records")
 
     def not_in_place() -> None:
-        before = images.pixels.clone()
+        images = sample_images()
         mark.mark(images, keys, seed)
-        _need(bool((images.pixels == before).all()), "changed its input")
+        _need(_unchanged(images), "changed its input")
 
     def alone() -> None:
+        images = sample_images()
         together = mark.mark(images, keys, seed).marked.numpy()
         for i in range(3):
             single = mark.mark(images.take([i]), keys[i : i + 1], seed).marked.numpy()[0]
             _need(np.array_equal(single, together[i]), f"image {i} is marked otherwise alone than in a batch")
 
     def reads_back() -> None:
-        pair = mark.mark(images, keys, seed)
+        pair = mark.mark(sample_images(), keys, seed)
         rows = score(mark, pair.marked)
         if mark.bits:
             hits = [float(((_value(r) > 0) == k.numpy()).mean()) for r, k in zip(rows, keys, strict=True)]
@@ -168,12 +174,16 @@ def _watermark(mark: Watermark) -> Iterator[Check]:
 
 
 def _scorer(method: Method) -> Iterator[Check]:
-    images = sample_images()
-
     def evidence() -> None:
+        score(method, sample_images())
+
+    def not_in_place() -> None:
+        images = sample_images()
         score(method, images)
+        _need(_unchanged(images), "changed its input")
 
     def alone() -> None:
+        images = sample_images()
         together = score(method, images)
         for i in range(3):
             (single,) = score(method, images.take([i]))
@@ -181,6 +191,7 @@ def _scorer(method: Method) -> Iterator[Check]:
             _need(same, f"image {i} scores otherwise alone than in a batch")
 
     yield "scoring returns finite evidence of the right shape", evidence
+    yield "scoring leaves its input alone", not_in_place
     yield "scoring does not depend on the batch", alone
 
 
@@ -189,25 +200,27 @@ def _value(row: Any) -> np.ndarray:
 
 
 def _attack(attack: Attack) -> Iterator[Check]:
-    images, seed = sample_images(), Seed.root(1)
+    seed = Seed.root(1)
 
     def shape() -> None:
+        images = sample_images()
         out = attack.apply(images, seed)
         _need(isinstance(out, Images) and out.ids == images.ids, "must return Images with the same records")
 
     def not_in_place() -> None:
-        before = images.pixels.clone()
+        images = sample_images()
         attack.apply(images, seed)
-        _need(bool((images.pixels == before).all()), "changed its input")
+        _need(_unchanged(images), "changed its input")
 
     def alone() -> None:
+        images = sample_images()
         together = attack.apply(images, seed).numpy()
         for i in (2, 0, 1):
             single = attack.apply(images.take([i]), seed).numpy()[0]
             _need(np.array_equal(single, together[i]), f"image {i} is attacked otherwise alone than in a batch")
 
     def seeds() -> None:
-        a, b = (attack.apply(images, s).numpy() for s in (seed, Seed.root(2)))
+        a, b = (attack.apply(sample_images(), s).numpy() for s in (seed, Seed.root(2)))
         _need(attack.seeded or np.array_equal(a, b), "uses its seed but says seeded = False")
 
     def family() -> None:

@@ -23,14 +23,15 @@ from PIL import Image, ImageEnhance, ImageFilter
 from ..core.images import Images, Record
 from ..core.seeds import Seed
 from .benchmark import Benchmark, validate
-from .engine import Task, one_thread, run_inline, run_processes
-from .plan import make_plan
+from .engine import one_thread, run_inline, run_processes
+from .plan import Plan, make_plan
 from .run import _config, evaluate, open_tasks
 from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_SHARD = 8
 _PLAIN: tuple[dict[str, Any], ...] = (
     {"jpeg": {"quality": [90, 50]}},
     {"webp": {"quality": 80}},
@@ -76,7 +77,7 @@ def _benchmark(folder: Path, method: str, attacks: list[Any], workers: int, name
             "dataset": {"folder": {"root": str(folder), "policy": "native"}},
             "methods": [method],
             "attacks": attacks,
-            "runtime": {"workers": workers, "shard": 8},
+            "runtime": {"workers": workers, "shard": _SHARD},
         }
     )
 
@@ -84,39 +85,34 @@ def _benchmark(folder: Path, method: str, attacks: list[Any], workers: int, name
 def engine_rate(folder: Path, method: str, attacks: list[Any], workers: int) -> tuple[float, float, int]:
     """Image-attacks per second of the engine, its share of the ideal, and the number of attacks.
 
-    The ideal is the sum of all component times, taken alone in one process on a part of the work, over the workers.
-    The start of the worker processes is not part of the rate: it is measured by a run of one shard and subtracted.
+    The rate is taken between the first and the last report of progress, so that the start of the worker processes
+    (imports, a few seconds once) is no part of it. The ideal is the sum of all component times, taken alone in one
+    process on a part of the same work, over the number of workers.
     """
-    benchmark = _benchmark(folder, method, attacks, workers)
-    plan = make_plan(benchmark)
+    plan = make_plan(_benchmark(folder, method, attacks, workers))
     with tempfile.TemporaryDirectory(prefix="waterproof-") as out:
-        alone = Store(Path(out) / "alone")
-        alone.begin(_config(plan), plan.index)
-        tasks, _ = open_tasks(plan, 8, {})
-        part = tasks[:: max(1, len(tasks) // 3)][:3]
-        run_inline(alone, plan, part, _silent)
-        images = sum(len(plan.shards(8)[task.shard]) for task in part)
-        component = sum(cost["seconds"] for cost in _costs(alone)) / images
+        component = _component_seconds(Path(out) / "alone", plan)
         store = Store(Path(out) / "run")
         store.begin(_config(plan), plan.index)
-        started = time.perf_counter()
-        _timed_processes(store, plan, tasks, workers)
-        wall = time.perf_counter() - started - _start_up(Path(out) / "start", plan, workers)
+        tasks, units = open_tasks(plan, _SHARD, {})
+        ticks: list[tuple[float, int]] = []
+        run_processes(store, plan, tasks, lambda n, _doing="": ticks.append((time.perf_counter(), n)), workers)
+    seen = sum(n for _, n in ticks[1:])
+    wall = (ticks[-1][0] - ticks[0][0]) * units / seen
     count = len(plan.records)
     return count * len(plan.attacks) / wall, component * count / workers / wall, len(plan.attacks)
 
 
-def _timed_processes(store: Store, plan: Any, tasks: list[Task], workers: int) -> None:
-    run_processes(store, plan, tasks, _silent, workers)
-
-
-def _start_up(folder: Path, plan: Any, workers: int) -> float:
-    """Seconds from nothing to workers that have imported everything: tasks without cells."""
+def _component_seconds(folder: Path, plan: Plan) -> float:
+    """Seconds an image of all components together, in one process with nothing beside it; the first shard warms up."""
     store = Store(folder)
     store.begin(_config(plan), plan.index)
-    started = time.perf_counter()
-    run_processes(store, plan, [Task(i, ()) for i in range(workers)], _silent, workers)
-    return time.perf_counter() - started
+    tasks, _ = open_tasks(plan, _SHARD, {})
+    part = tasks[:: max(1, len(tasks) // 4)][:4]
+    run_inline(store, plan, part, _silent)
+    counted = {task.shard for task in part[1:]}
+    images = sum(len(plan.shards(_SHARD)[number]) for number in counted)
+    return float(sum(cost["seconds"] for cost in _costs(store) if cost["shard"] in counted)) / images
 
 
 def _silent(_units: int, _doing: str = "") -> None:

@@ -95,6 +95,11 @@ class NotANumber(GoodMark):
     def decode(self, images):
         return Evidence(logits=super().decode(images).logits * float("nan"))
 
+class InPlaceReader(GoodMark):
+    def decode(self, images):
+        images.pixels[:, 0] = 0
+        return super().decode(images)
+
 class Reversed(GoodMark):
     def embed(self, images, keys, seed):
         return super().embed(images.take([2, 1, 0][: len(images)]) if len(images) == 3 else images, keys, seed)
@@ -218,6 +223,7 @@ def test_every_built_in_component_keeps_its_contract(name: str) -> None:
         ("CrowdReader", "scoring does not depend on the batch", "scores otherwise alone than in a batch"),
         ("WrongShape", "scoring returns finite evidence of the right shape", "[3, 7], expected [3, 8]"),
         ("NotANumber", "scoring returns finite evidence of the right shape", "NaN"),
+        ("InPlaceReader", "scoring leaves its input alone", "changed its input"),
         ("Reversed", "marking returns images of the same records", "must return Images with the same records"),
         ("Raising", "marking returns images of the same records", "RuntimeError: out of ink"),
         ("Undeclared", "every parameter is declared with param() or knob()", "neither param() nor knob(): force"),
@@ -245,7 +251,9 @@ def test_a_broken_promise_is_named_with_what_happened_instead(
     assert detail in result.detail
 
 
-@pytest.mark.parametrize("name", ["Unread", "Undeclared", "Unpicklable", "Unseeded", "Homeless", "Backwards"])
+@pytest.mark.parametrize(
+    "name", ["Unread", "InPlace", "Undeclared", "Unpicklable", "Unseeded", "Homeless", "Backwards"]
+)
 def test_a_component_that_breaks_one_promise_keeps_the_others(check: Check, name: str) -> None:
     assert sum(not result.ok for result in check(name).values()) == 1
 
@@ -294,5 +302,5 @@ def test_the_kind_of_a_target_is_found(tmp_path: Path) -> None:
 
 def test_the_images_to_check_with_are_always_the_same() -> None:
     one, other = sample_images(), sample_images()
-    assert one.ids == ("smooth", "textured", "flat") or one.ids == ("smooth", "texture", "flat")
+    assert one.ids == ("smooth", "texture", "flat")
     assert bytes(one.numpy().data) == bytes(other.numpy().data)
