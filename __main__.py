@@ -66,6 +66,9 @@ def run(
     workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per core.")] = None,
     shard: Annotated[int | None, typer.Option(help="Images in a shard, the unit of work.")] = None,
     cell_seconds: Annotated[float | None, typer.Option(help="Time limit of a cell on one shard.")] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add to the smaller benchmark that is in the folder.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, how long and how big.")] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
@@ -98,7 +101,7 @@ def run(
         typer.echo(estimate(plan))
         raise typer.Exit
     _say_plan(plan, folder)
-    finished = run_benchmark(wanted, folder, plan)
+    finished = run_benchmark(wanted, folder, plan, extend)
     _finish(finished, report)
 
 
@@ -176,7 +179,8 @@ def list_command(
         from importlib import resources
 
         typer.secho("presets", bold=True)
-        for item in sorted((resources.files(__package__) / "bench" / "presets").iterdir(), key=lambda p: p.name):
+        folder = resources.files(__package__) / "bench" / "presets"
+        for item in sorted(folder.iterdir(), key=lambda p: p.name.removesuffix(".yaml")):
             if item.name.endswith(".yaml"):
                 lines = item.read_text(encoding="utf-8").splitlines()
                 text = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("summary:")), "")
@@ -317,10 +321,12 @@ def main() -> None:
         _note(f"waterproof: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _note("interrupted; what is finished is stored, the same command goes on from there")
         code = 130
     except Exception as error:
         code = _unexpected(error)
+    # Some versions of typer turn Ctrl-C into this exit code themselves.
+    if code == 130:
+        _note("interrupted; what is finished is stored, the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -230,6 +230,14 @@ def validate(value: dict[str, Any], name: str = "benchmark", lines: dict[Place, 
             except SpecError as error:
                 raise fail((field, i), str(error)) from None
             for part in parts:
+                if (
+                    getattr(part, "key_is_given", False)
+                    and getattr(part, "bits", 0)
+                    and not set(benchmark.key) <= {"0", "1"}
+                ):
+                    raise fail(
+                        (field, i), f"{part.label} carries a payload of its own: give it as 'key', a string of 0 and 1"
+                    )
                 # Results are read back by label: two equal ones would be one.
                 if part.label in seen:
                     raise fail((field, i), f"the {kind} {part.label} stands twice, or two would share this name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StoreError
@@ -151,7 +153,8 @@ def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> 
             while waiting or running:
                 while waiting and len(running) < workers + 1:
                     # A broken pool refuses the task, which must then still be among those that wait.
-                    future = pool.submit(_work, waiting[-1])
+                    with _no_main_module():
+                        future = pool.submit(_work, waiting[-1])
                     running[future] = waiting.pop()
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -196,6 +199,21 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keeps a spawned worker from running the caller's script again: workers need nothing from it.
+
+    Without this, a script that calls ``waterproof.evaluate`` outside an ``if __name__ == "__main__"`` would start
+    itself over in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _listen(ticks: Any, tick: Tick) -> None:

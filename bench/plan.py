@@ -162,7 +162,7 @@ def _cells(
         involved = [c for c in (by, attacks[attack], observer) if c is not None]
         reason = next((f"{c.label}: {missing[id(c)]}" for c in involved if missing[id(c)]), None)
         role: Literal["scorer", "metric"] = "scorer" if isinstance(observer, Method) else "metric"
-        reason = reason or _pointless(attacks[attack], observer)
+        reason = reason or _pointless(attacks[attack], observer, by)
         coordinates = {
             **common,
             "arm": arm,
@@ -183,8 +183,10 @@ def _cells(
     return cells
 
 
-def _pointless(attack: Attack, observer: Component) -> str | None:
+def _pointless(attack: Attack, observer: Component, maker: Method | None) -> str | None:
     """Why a cell cannot say anything, whatever the images."""
+    if maker is not None and not isinstance(maker, Watermark):
+        return f"{maker.label} marks nothing: a {maker.role} has no marked images"
     if attack.knowledge:
         return (
             f"{attack.label} needs access to {', '.join(sorted(attack.knowledge))}, which this protocol does not give"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..core.components import describe
 from ..core.errors import StatisticsError, StoreError, nearest
 from .benchmark import Decision
+from .keys import key_bits
 from .statistics import binomial
 from .statistics.null import NullReport, null_report
 from .statistics.roc import Roc, roc
@@ -84,8 +85,10 @@ def _counts(store: Store) -> dict[tuple[str, str], int]:
 
 
 def _first_errors(store: Store) -> dict[str, str]:
-    frame = pq.read_table(store.folder / "failures.parquet", columns=["cell", "error"]).to_pandas()
-    return dict(frame.drop_duplicates("cell").itertuples(index=False, name=None))
+    frame = pq.read_table(store.folder / "failures.parquet", columns=["cell", "status", "error"]).to_pandas()
+    # "failed" comes before "unreadable": what went wrong matters more than which file is broken.
+    first = frame.sort_values("status", kind="stable").drop_duplicates("cell")
+    return dict(zip(first["cell"], first["error"], strict=True))
 
 
 def load_run(folder: str | Path) -> Run:
@@ -240,8 +243,6 @@ class Run:
 
     def keys(self, method: str, images: list[str]) -> np.ndarray:
         """The payload that each image carries (or would carry): bool ``[n, k]``."""
-        from .keys import key_bits
-
         bits = int(self.about("method", method)["bits"])
         benchmark = self.config["benchmark"]
         if benchmark["key"] == "per-image":
@@ -333,6 +334,9 @@ class Run:
     def null(self, method: str, attack: str = "identity", fpr: float | None = None) -> NullReport:
         """The null of a method: do unmarked images give fair, independent bits?
 
+        The key in use is the benchmark's. Where each image carries a key of its own, it is the one that the seed gives
+        to an owner who uses one key for all.
+
         Raises:
             StatisticsError: the method has no payload, or there are no unmarked scores.
         """
@@ -341,8 +345,10 @@ class Run:
             raise StatisticsError(f"{method} has no payload: its null has no theory to be tested")
         if not len(sample.images):
             raise StatisticsError(f"{method} under {attack}: no unmarked image was scored")
-        keys = self.keys(method, list(sample.images))
-        return null_report(sample.logits, keys[0], sample.sources, self.decision(fpr=fpr).fpr)
+        benchmark = self.config["benchmark"]
+        policy = "fixed" if benchmark["key"] == "per-image" else benchmark["key"]
+        key = key_bits(policy, benchmark["seed"], sample.bits, "")
+        return null_report(sample.logits, key, sample.sources, self.decision(fpr=fpr).fpr)
 
     def records(self) -> list[Record]:
         """The images' records."""

@@ -57,13 +57,15 @@ def evaluate(
     return run_benchmark(validate(value), out)
 
 
-def run_benchmark(benchmark: Benchmark, out: str | Path, plan: Plan | None = None) -> Run:
+def run_benchmark(benchmark: Benchmark, out: str | Path, plan: Plan | None = None, extend: bool = False) -> Run:
     """Runs a validated benchmark into ``out``, or finishes what is missing there.
 
     Args:
         benchmark: what to run.
         out: the run folder.
         plan: the plan, if it was made before.
+        extend: let ``out`` hold a smaller benchmark, which this one adds methods, attacks or metrics to; what is
+            stored is kept.
 
     Raises:
         StoreError: the folder is in use, belongs to another benchmark or cannot be written.
@@ -73,7 +75,7 @@ def run_benchmark(benchmark: Benchmark, out: str | Path, plan: Plan | None = Non
     if not store.exists:
         store.begin(config, plan.index)
     with _locked(store):
-        _resume(store, config)
+        _resume(store, config, plan, extend)
         store.repair()
         _compute(store, plan)
         store.fold(plan)
@@ -166,17 +168,24 @@ def _describe(part: Component, **more: object) -> dict[str, object]:
     return {**about, "digests": part.digests(), "references": list(part.references), **more}
 
 
-def _resume(store: Store, new: dict[str, Any]) -> None:
+def _resume(store: Store, new: dict[str, Any], plan: Plan, extend: bool) -> None:
     """Checks that the run in the folder is this one, and lets the runtime knobs of this call take its place."""
     old = store.config()
     where = f"{store.folder} holds"
     other = "choose another folder with --out, or remove this one"
     if old.get("schema") != SCHEMA:
         raise StoreError(f"{where} a run of schema {old.get('schema')}, this version writes {SCHEMA}: {other}")
-    if old["asked"] != new["asked"]:
-        raise StoreError(f"{where} another benchmark ('{old['benchmark']['name']}'): {other}")
+    if old["asked"] != new["asked"] and not extend:
+        raise StoreError(
+            f"{where} another benchmark ('{old['benchmark']['name']}'): {other}, or add to it with --extend"
+        )
     if old["images"] != new["images"]:
         raise StoreError(f"{where} a run on other images (the image list has changed): {other}")
+    if old["asked"] != new["asked"]:
+        before = make_plan(validate(old["benchmark"]), store.index())
+        lost = sum(cell.skipped is None and cell.id not in plan.by_id for cell in before.cells)
+        if lost:
+            raise StoreError(f"{where} {lost} cells that this benchmark lacks: --extend only adds; {other}")
     changed = [name for name, spec in old["specs"].items() if new["specs"].get(name, spec) != spec]
     if changed:
         raise StoreError(f"{where} results of another version of {', '.join(changed)}: {other}")

@@ -96,7 +96,11 @@ def engine_rate(folder: Path, method: str, attacks: list[Any], workers: int) -> 
         store.begin(_config(plan), plan.index)
         tasks, units = open_tasks(plan, _SHARD, {})
         ticks: list[tuple[float, int]] = []
-        run_processes(store, plan, tasks, lambda n, _doing="": ticks.append((time.perf_counter(), n)), workers)
+
+        def note(count: int, _doing: str = "") -> None:
+            ticks.append((time.perf_counter(), count))
+
+        run_processes(store, plan, tasks, note, workers)
     seen = sum(n for _, n in ticks[1:])
     wall = (ticks[-1][0] - ticks[0][0]) * units / seen
     count = len(plan.records)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..core.errors import StatisticsError
 from .statistics import binomial, intervals, thresholds
+from .statistics.null import key_spread
 from .statistics.roc import auc, tpr_at_fpr
 from .statistics.splits import one_per_source
 
@@ -93,6 +94,8 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
     if clean is None:
         raise StatisticsError("the rule 'certified' calibrates on unattacked images: add 'identity' to the attacks")
     values, sources = run.sample(method, clean, "unmarked").calibration()
+    # As integers, matching bits get a threshold that is a whole number of them.
+    values = values.astype(np.int64) if bits else values
     return thresholds.certified(values, sources, decided.fpr, level=decided.level)
 
 
@@ -150,6 +153,9 @@ def _rates(
         row["fpr_nominal"] = nominal if decided.rule == "theory" else decided.fpr
         row["null_p"] = exceeds(alarms, n_sources, row["fpr_nominal"])
         row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
+        if unmarked.logits is not None and len(negatives):
+            mean, worst = key_spread(unmarked.logits[unmarked.test], threshold.value)
+            row |= {"fpr_keys_mean": mean, "fpr_keys_worst": worst}
     row |= _matched((positives, p_sources), (negatives, n_sources), decided, notes)
     if marked.bits and len(positives):
         row |= _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)

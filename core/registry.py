@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .catalogue import CATALOGUE
-from .components import Component, build
 from .errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from .components import Component
 
 KINDS = ("dataset", "method", "attack", "metric")
 _ROOT = __name__.rsplit(".", 2)[0]
@@ -91,6 +92,9 @@ def load_class(kind: str, name: str) -> type[Component]:
             raise SpecError(f"unknown {kind} '{name}'.{hint}")
         target = entry.target
     cls = _resolve(target)
+    # Late: pydantic takes longer to import than a listing takes altogether.
+    from .components import Component
+
     if not (isinstance(cls, type) and issubclass(cls, Component) and cls.kind == kind):
         raise SpecError(f"{target} is no {kind}: it must be a class derived from the {kind} contract")
     # A name that is only inherited would give two classes one identity.
@@ -109,6 +113,8 @@ def create(kind: str, name: str, params: dict[str, Any] | None = None) -> Compon
         >>> create("attack", "jpeg", {"quality": 50}).label
         'jpeg(quality=50)'
     """
+    from .components import build
+
     return build(load_class(kind, name), params or {})
 
 

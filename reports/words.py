@@ -41,7 +41,9 @@ def rate(row: dict[str, Any] | None, name: str, digits: int = 2) -> str:
     value = row[name]
     if isinstance(value, float) and not math.isfinite(value):
         return number(value)
-    return f"{value:.{digits}f} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
+    # A single source has a value and no interval.
+    low, high = (number(row.get(f"{name}_{end}"), digits) for end in ("low", "high"))
+    return f"{value:.{digits}f} [{low}, {high}]"
 
 
 def findings(run: Run, summary: pd.DataFrame) -> list[str]:

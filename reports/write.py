@@ -49,6 +49,7 @@ def write_report(run: Run, out: Path | None = None, fpr: float | None = None, ru
         pictures = {name: _save(figure, folder / "figures" / name) for name, figure in _figures(run, summary)}
         summary.to_csv(folder / "summary.csv", index=False)
         table.to_csv(folder / "families.csv", index=False)
+        write_text(folder / "families.md", markdown(run, summary, table))
         run.scores().to_csv(folder / "scores.csv.gz", index=False)
         page = _render(run, summary, table, pictures)
         write_text(folder / "index.html", page)
@@ -162,6 +163,30 @@ def _rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
 def _family_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
     rows = _rows(table)
     return {m: {r["family"]: r for r in rows if r["method"] == m} for m in run.methods}
+
+
+def markdown(run: Run, summary: pd.DataFrame, table: pd.DataFrame) -> str:
+    """The summary by attack family as a Markdown table, for a README or a pull request."""
+    names = list(dict.fromkeys(table["family"]))
+    quality, rows = _mark_quality(run, summary), _family_rows(run, table)
+    metrics = run.config["metrics"]
+    head = [
+        "method",
+        *(m["label"] for m in metrics),
+        *("no attack" if n == "none" else n for n in names),
+        "FPR, no attack",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for method in run.methods:
+        marks = [words.number(quality.get(method, {}).get(m["label"]), 1 if m["unit"] else 3) for m in metrics]
+        rates = [words.rate(rows[method][name], "tpr") for name in names]
+        lines.append([method, *marks, *rates, words.rate(rows[method].get("none"), "fpr", 3)])
+    decided = run.decision()
+    note = (
+        f"TPR at FPR {decided.fpr:g} with {decided.level:.0%} intervals, threshold by {decided.rule}, on "
+        f"{int((run.images['split'] == 'test').sum())} test images."
+    )
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + f"\n\n{note}\n"
 
 
 def _mark_quality(run: Run, summary: pd.DataFrame) -> dict[str, dict[str, Any]]:

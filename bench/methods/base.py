@@ -67,9 +67,11 @@ class Watermark(Method):
     Class attributes:
         counterparts: ``"input"`` if the unmarked counterpart is the dataset's own image, so that attacked negatives are
             shared between methods; ``"own"`` if :meth:`mark` makes it.
+        key_is_given: whether the images carry a payload that was chosen elsewhere, so that a drawn key is no use.
     """
 
     role: ClassVar[str] = "watermark"
+    key_is_given: ClassVar[bool] = False
     counterparts: ClassVar[Literal["input", "own"]] = "input"
 
     @property

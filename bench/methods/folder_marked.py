@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
@@ -56,6 +57,7 @@ class FolderMarked(Watermark):
 
     name: ClassVar[str] = "folder-marked"
     family: ClassVar[str] = "bring your own"
+    key_is_given: ClassVar[bool] = True
 
     marked: Path = knob(doc="folder with the marked images, same relative paths as the unmarked ones")
     title: str = param("", max_length=60, doc="what to call the method in reports")
@@ -203,9 +205,12 @@ def _finish(command: list[str], seconds: float) -> tuple[int, str, str]:
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        value = float(word)
     except ValueError:
-        raise ContractError(f"expected a number as score, got '{word[:80]}'") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ContractError(f"expected a number as score, got '{word[:80]}'")
+    return value
 
 
 def _files(folder: Path) -> list[Path]:

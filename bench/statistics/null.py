@@ -126,7 +126,7 @@ def null_report(
     nominal = binomial.fpr(k, tau)
     matches: IntArray = np.count_nonzero(bits == secret, axis=1)
     own, sample = matches[kept], bits[kept]
-    rates = _rates(bits, Seed.root(seed).child("null keys").numpy().integers(0, 2, (keys, k)) == 1, tau)
+    rates = _rates(bits, _random_keys(keys, k, seed), tau)
     ones, spread = sample.mean(axis=0), float(own.std(ddof=1))
     effective, p_correlation = _correlation(sample)
     return _judged(
@@ -158,6 +158,34 @@ def null_report(
             warning="",
         )
     )
+
+
+def key_spread(logits: npt.ArrayLike, tau: float, keys: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Mean and worst FPR over random keys at the threshold ``tau``.
+
+    Evidence is stored, so unmarked images can be read against as many keys as one likes at no cost.
+
+    Args:
+        logits: ``[n, k]`` of unmarked images; a bit is 1 where its logit is above 0.
+        tau: matching bits from which an image is flagged.
+        keys: how many random keys.
+        seed: seed of the keys; the same ones for every call.
+
+    Raises:
+        StatisticsError: no image.
+
+    Example:
+        >>> mean, worst = key_spread(np.random.default_rng(0).normal(size=(200, 32)), 24)
+        >>> mean < 0.01 and worst < 0.1
+        True
+    """
+    bits = _bits(logits)
+    rates = _rates(bits, _random_keys(keys, bits.shape[1], seed), math.ceil(tau))
+    return float(rates.mean()), float(rates.max())
+
+
+def _random_keys(keys: int, k: int, seed: int) -> BoolArray:
+    return np.asarray(Seed.root(seed).child("null keys").numpy().integers(0, 2, (keys, k)) == 1)
 
 
 def _judged(report: NullReport) -> NullReport:

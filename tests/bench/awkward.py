@@ -15,7 +15,7 @@ import torch
 
 from waterproof.attacks.base import Attack
 from waterproof.bench.methods.base import Evidence, Watermark
-from waterproof.bench.methods.dwt import DwtDct
+from waterproof.bench.methods.dwt import DwtDct, DwtDctSvd
 from waterproof.bench.metrics import Metric
 from waterproof.core.components import knob, param
 from waterproof.core.images import Images
@@ -95,7 +95,7 @@ class Troubled(DwtDct):
         return evidence
 
 
-class Inverted(DwtDct):
+class Inverted(DwtDctSvd):
     """A decoder that reads every bit wrong: as much evidence as one that reads every bit right."""
 
     name: ClassVar[str] = "inverted"

@@ -339,7 +339,10 @@ def test_a_preset_whose_cells_change_raises_its_version(update_golden: bool) -> 
     new = {n: {"version": load_benchmark(n).version, "cells": cells_of(load_benchmark(n))} for n in presets()}
     old = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.is_file() else {}
     silent = [n for n in new if n in old and new[n] != old[n] and new[n]["version"] == old[n]["version"]]
-    assert not silent, f"the cells of {', '.join(silent)} changed: raise the preset's version, then regenerate"
+    assert not silent, (
+        f"the cells of {', '.join(silent)} changed: raise the version in the preset "
+        f"(if that version was never published, delete its entry in {GOLDEN.name} instead), then regenerate"
+    )
     if update_golden:
         GOLDEN.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
     else:

@@ -145,6 +145,15 @@ def test_of_two_failures_the_later_message_stays(fold_between: bool, plan: Plan,
     assert [row["error"] for row in store.read("failures")] == ["last"]
 
 
+def test_half_written_files_are_not_read(plan: Plan, store: Store) -> None:
+    store.parts.mkdir()
+    (store.parts / ".new-0123-00000-abc.parquet").write_bytes(b"PAR1 and no more")
+    assert store.done() == {}
+    store.add(0, [_rows(plan, 0, [0])])
+    store.fold(plan)
+    assert len(store.read("scores")) == 1
+
+
 def test_rows_of_cells_and_images_outside_the_plan_are_left_out(plan: Plan, store: Store) -> None:
     stranger = Finished(plan.cells[0], [Row("another image", logits=np.zeros(32, np.float32))])
     store.add(0, [stranger, _rows(plan, 0, [0])])
