@@ -163,7 +163,9 @@ class TroubledMetric(Metric):
 
 
 class Backwards(DeadLeaves):
-    """The same images in the opposite order."""
+    """The same images in the opposite order, under the same name, by which seeds know the dataset."""
+
+    name: ClassVar[str] = "deadleaves"
 
     def index(self, tick: object = None) -> Index:
         return Index(tuple(reversed(super().index(tick).records)))

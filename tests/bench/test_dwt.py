@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,9 @@ from waterproof.core.errors import ImageError, SpecError
 from waterproof.core.images import Images, Record
 from waterproof.core.registry import create
 from waterproof.core.seeds import Seed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SEED = Seed.root(0)
 PACKAGE = {DwtDct: "dwtDct", DwtDctSvd: "dwtDctSvd"}

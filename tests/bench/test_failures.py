@@ -1,4 +1,4 @@
-"""One failure costs what depends on it and nothing else; everything that a person can get wrong ends in one clear line."""
+"""One failure costs what depends on it and nothing else; what a person can get wrong ends in one clear line."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_an_attack_that_takes_too_long_is_stopped_and_the_rest_goes_on(
 
 
 def test_without_a_limit_nothing_is_stopped(awkward: Callable, tiny: Callable, tmp_path: Path) -> None:
-    methods = [awkward("Counted", pause=0.2)]
+    methods = [awkward("Counted", pause=0.05)]
     run = run_benchmark(tiny(methods=methods, metrics=[], runtime={"cell_seconds": 0}), tmp_path / "run")
     assert run.ok
 

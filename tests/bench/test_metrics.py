@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,10 @@ from waterproof.bench.metrics import Lpips, Metric, Psnr, Ssim
 from waterproof.bench.run import run_benchmark
 from waterproof.core.errors import ImageError
 from waterproof.core.images import Images, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def _jpeg(array: np.ndarray) -> np.ndarray:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from waterproof.bench.benchmark import validate
 from waterproof.bench.plan import make_plan
 from waterproof.bench.results import Run, load_run
 from waterproof.bench.run import evaluate, run_benchmark
@@ -20,6 +20,10 @@ from waterproof.bench.statistics.splits import one_per_source, split
 from waterproof.bench.summary import families
 from waterproof.core.errors import StatisticsError, StoreError
 from waterproof.core.seeds import Seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 SVD, DCT = "dwt-dct-svd(payload=48)", "dwt-dct"
 ATTACKS = ["identity", {"jpeg": {"quality": [80, 40]}}, {"gaussian-noise": {"sd": 0.05}}, {"rotation": {"degrees": 9}}]
@@ -43,6 +47,13 @@ def run(tiny: Callable, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def scores(run: Run) -> pd.DataFrame:
     return run.scores()
+
+
+def _of(frame: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """The rows that have the wanted values."""
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
 
 
 def _exact_threshold(k: int, alpha: float, sided: int = 1) -> int:
@@ -81,12 +92,12 @@ def test_rates_are_counted_over_the_test_images_by_hand(run: Run, scores: pd.Dat
     tested = scores[scores["split"] == "test"]
     for (method, attack), row in summary.iterrows():
         for arm, name, count in (("marked", "tpr", "n_positives"), ("unmarked", "fpr", "n_negatives")):
-            mine = tested.query("method == @method and attack == @attack and arm == @arm")
+            mine = _of(tested, method=method, attack=attack, arm=arm)
             flags = mine["score"] >= row["threshold"]
             assert row[name] == pytest.approx(flags.mean(), rel=1e-12)
             assert row[count] == len(mine) > 0
             assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
-        positives = tested.query("method == @method and attack == @attack and arm == 'marked'")
+        positives = _of(tested, method=method, attack=attack, arm="marked")
         assert row["bit_accuracy"] == pytest.approx(positives["bit_accuracy"].mean(), rel=1e-12)
         assert row["n_sources"] == positives["source"].nunique()
         assert row["n_planned"] == 24
@@ -103,7 +114,7 @@ def test_a_two_sided_decision_also_flags_images_whose_bits_are_all_wrong(
 
 
 def test_scores_are_bits_that_match_the_key_image_by_image(run: Run, scores: pd.DataFrame) -> None:
-    plan = make_plan(run_benchmark_of(run), run.store.index())
+    plan = make_plan(validate(run.config["benchmark"]), run.store.index())
     method, label = plan.methods[1], SVD
     (group,) = plan.dataset.load(plan.records[:3])[0]
     pair, keys = make_pair(plan, method, group), keys_for(plan, method, group)
@@ -111,18 +122,12 @@ def test_scores_are_bits_that_match_the_key_image_by_image(run: Run, scores: pd.
         for arm, images in (("marked", pair.marked), ("unmarked", pair.unmarked)):
             logits = method.decode(apply_attack(plan, a, images, Seed.root(0))).logits
             matches = ((logits > 0) == keys).sum(dim=1).tolist()
-            rows = scores.query("method == @label and attack == @attack.label and arm == @arm").set_index("image")
+            rows = _of(scores, method=label, attack=attack.label, arm=arm).set_index("image")
             for image, count in zip(group.ids, matches, strict=True):
                 tail = sum(math.comb(48, i) for i in range(count, 49))
                 assert rows.loc[image, "score"] == count
                 assert rows.loc[image, "bit_accuracy"] == count / 48
                 assert rows.loc[image, "log10_p"] == pytest.approx(math.log10(tail) - 48 * math.log10(2), abs=1e-9)
-
-
-def run_benchmark_of(run: Run):  # noqa: ANN201
-    from waterproof.bench.benchmark import validate
-
-    return validate(run.config["benchmark"])
 
 
 def test_the_table_of_scores_has_a_row_for_every_image_arm_attack_and_method(scores: pd.DataFrame) -> None:
@@ -140,7 +145,7 @@ def test_the_table_of_scores_has_a_row_for_every_image_arm_attack_and_method(sco
 def test_the_roc_goes_through_the_points_of_scikit_learn(run: Run, scores: pd.DataFrame, label: str) -> None:
     for attack in run.attacks:
         curve = run.roc(label, attack)
-        mine = scores.query("method == @label and attack == @attack and split == 'test'")
+        mine = _of(scores, method=label, attack=attack, split="test")
         truth = (mine["arm"] == "marked").to_numpy()
         fpr, tpr, thresholds = roc_curve(truth, mine["score"], drop_intermediate=False)
         np.testing.assert_array_equal(curve.thresholds, thresholds)
@@ -150,7 +155,7 @@ def test_the_roc_goes_through_the_points_of_scikit_learn(run: Run, scores: pd.Da
 
 
 def test_the_area_is_scikit_learns_with_one_image_of_each_source(run: Run) -> None:
-    row = run.summary().query("method == @DCT and attack == 'jpeg(quality=80)'").iloc[0]
+    row = _of(run.summary(), method=DCT, attack="jpeg(quality=80)").iloc[0]
     values = []
     for arm in ("marked", "unmarked"):
         scored, sources = run.sample(DCT, "jpeg(quality=80)", arm).tested()
@@ -162,7 +167,7 @@ def test_the_area_is_scikit_learns_with_one_image_of_each_source(run: Run) -> No
 
 def test_the_matched_rate_takes_the_smallest_threshold_that_the_attacked_negatives_allow(run: Run) -> None:
     attack = "jpeg(quality=80)"
-    row = run.summary(fpr=0.25).query("method == @DCT and attack == @attack").iloc[0]
+    row = _of(run.summary(fpr=0.25), method=DCT, attack=attack).iloc[0]
     positives, negatives = (run.sample(DCT, attack, arm).tested()[0] for arm in ("marked", "unmarked"))
     allowed = [t for t in np.unique(np.r_[positives, negatives]) if (negatives >= t).mean() <= 0.25]
     assert row["threshold_matched"] == min(allowed)
@@ -180,7 +185,7 @@ def test_families_pool_their_attacks_with_equal_weight(run: Run, scores: pd.Data
     tested = scores[scores["split"] == "test"].assign(family=lambda f: f["attack"].map(names))
     threshold = run.summary().drop_duplicates("method").set_index("method")["threshold"]
     for (method, family), row in table.iterrows():
-        mine = tested.query("method == @method and family == @family")
+        mine = _of(tested, method=method, family=family)
         flags = mine["score"] >= threshold[method]
         assert row["tpr"] == pytest.approx(flags[mine["arm"] == "marked"].mean(), rel=1e-12)
         assert row["fpr"] == pytest.approx(flags[mine["arm"] == "unmarked"].mean(), rel=1e-12)
@@ -193,7 +198,7 @@ def test_the_certified_rule_says_in_words_how_many_images_it_lacks(run: Run) -> 
     summary = run.summary(rule="certified")
     assert "tpr" not in summary or summary["tpr"].isna().all()
     assert summary["threshold"].isna().all()
-    sources = len(set(run.images.query("split == 'calibration'")["source"]))
+    sources = len(set(_of(run.images, split="calibration")["source"]))
     wanted = "certifying an FPR of 0.01 at 95% confidence needs at least 299 calibration negatives"
     assert summary["note"].str.contains(f"{wanted} of different sources, there are {sources}").all()
     assert families(run, run.decision(rule="certified"))["note"].str.contains("299").all()
@@ -209,7 +214,7 @@ def test_the_certified_threshold_bounds_the_calibration_images_by_clopper_and_pe
             t: binomtest(int((kept >= t).sum()), len(kept), alternative="less").proportion_ci(0.95).high
             for t in range(bits + 2)
         }
-        threshold = summary.query("method == @method")["threshold"].iloc[0]
+        threshold = _of(summary, method=method)["threshold"].iloc[0]
         assert threshold == min(t for t, bound in bounds.items() if bound <= 0.6)
     assert set(summary["rule"]) == {"certified"}
 
@@ -242,9 +247,9 @@ def test_a_decision_out_of_range_is_one_line(run: Run, wrong: dict, message: str
 
 
 def test_unknown_names_are_answered_with_the_nearest_known_one(run: Run) -> None:
-    with pytest.raises(StatisticsError, match="this run has no method 'dwt-dtc'. Did you mean 'dwt-dct'?"):
+    with pytest.raises(StatisticsError, match=r"this run has no method 'dwt-dtc'\. Did you mean 'dwt-dct'\?"):
         run.sample("dwt-dtc", "identity", "marked")
-    with pytest.raises(StatisticsError, match="this run has no attack 'jpeg.80.'. Did you mean 'jpeg.quality=80.'?"):
+    with pytest.raises(StatisticsError, match=r"this run has no attack 'jpeg.80.'\. Did you mean 'jpeg.quality=80.'\?"):
         run.roc(DCT, "jpeg(80)")
     with pytest.raises(StoreError, match="is no run folder"):
         load_run(run.folder / "nothing")
@@ -267,8 +272,8 @@ def test_every_planned_cell_has_a_row(run: Run) -> None:
     cells = run.cells
     assert len(cells) == 5 * 2 * (2 + 2)
     assert set(cells["status"]) == {"ok", "skipped"}
-    assert (cells.query("status == 'ok'")["n_ok"] == 24).all()
-    assert cells.query("status == 'skipped'")["reason"].str.contains("not comparable").all()
+    assert (_of(cells, status="ok")["n_ok"] == 24).all()
+    assert _of(cells, status="skipped")["reason"].str.contains("not comparable").all()
     assert (run.ok, run.measured) == (True, True)
     assert cells["cell"].is_unique
 
@@ -293,7 +298,7 @@ def test_a_mark_without_a_payload_is_scored_and_ranked_but_theory_is_refused(
         runtime={"shard": 6},
     )
     run = run_benchmark(benchmark, tmp_path / "run")
-    presence = run.summary().query("method == 'presence'")
+    presence = _of(run.summary(), method="presence")
     assert (
         presence["note"]
         .str.contains("has no payload, so no theory gives its threshold: use the rule 'certified'")
@@ -301,8 +306,8 @@ def test_a_mark_without_a_payload_is_scored_and_ranked_but_theory_is_refused(
     )
     assert (presence["auc"] > 0.5).all()
     assert presence["bit_accuracy"].isna().all()
-    assert run.scores().query("method == 'presence'")["log10_p"].isna().all()
-    certified = run.summary(rule="certified", fpr=0.6).query("method == 'presence'")
+    assert _of(run.scores(), method="presence")["log10_p"].isna().all()
+    certified = _of(run.summary(rule="certified", fpr=0.6), method="presence")
     calibration = run.sample("presence", "identity", "unmarked").calibration()[0]
     assert certified["threshold"].notna().all()
     assert certified["threshold"].iloc[0] > np.median(calibration) - 100

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from waterproof.bench.methods.rivagan import RivaGan
+from waterproof.bench.methods.rivagan import RivaGan, _path
+from waterproof.bench.methods.tiled_convolution import TiledConvolution
 from waterproof.core.errors import SpecError, UnavailableError
 from waterproof.core.images import Images
 from waterproof.core.registry import create
 from waterproof.core.seeds import Seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEED = Seed.root(0)
 
@@ -95,8 +98,6 @@ def test_without_its_packages_it_says_what_to_install(hidden: tuple[str, ...], m
     assert f"needs {' and '.join(hidden)}: pip install 'waterproof[baselines]'" in reason
     if "imwatermark" in hidden:
         with pytest.raises(UnavailableError, match="pip install 'waterproof"):
-            from waterproof.bench.methods.rivagan import _path
-
             _path("encoder")
 
 
@@ -104,3 +105,25 @@ def test_it_has_32_bits_and_no_other_number() -> None:
     assert RivaGan().bits == 32
     with pytest.raises(SpecError, match="rivagan: payload"):
         create("method", "rivagan", {"payload": 48})
+
+
+def test_the_tiled_decoder_agrees_with_the_onnx_file(photographs: Images, package: Any) -> None:
+    tiled, onnx = (create("method", "rivagan", {"decoder": name}) for name in ("tiled", "onnx"))
+    assert isinstance(tiled, RivaGan)
+    assert isinstance(onnx, RivaGan)
+    odd = photographs.with_pixels(photographs.numpy()[:, :203, :251])
+    for images in (photographs, odd):
+        a, b = tiled.decode(images).logits, onnx.decode(images).logits
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a > 0, b > 0)
+        assert float((a - b).abs().max()) < 1e-3
+
+
+def test_tiled_convolution_is_the_direct_sum() -> None:
+    draw = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(5, 4, 11, 11, generator=draw), torch.randn(5, generator=draw)
+    for height, width in ((64, 64), (54, 55), (129, 40), (11, 200)):
+        x = torch.randn(2, 4, height, width, generator=draw)
+        direct = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=5)
+        assert float((TiledConvolution(weight, bias)(x) - direct).abs().max() / direct.abs().max()) < 1e-5

@@ -1,4 +1,4 @@
-"""The run folder is complete at every moment: files appear whole, the journal folds into the same bytes in any order."""
+"""The run folder is complete at every moment: files appear whole, and the journal folds alike in any order."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_folder_without_a_run_and_a_damaged_configuration_are_named(plan: Plan
     with pytest.raises(StoreError, match=r"is no run folder \(there is no run.json in it\)"):
         Store(tmp_path / "nothing").config()
     (store.folder / "run.json").write_text("{")
-    with pytest.raises(StoreError, match="run.json is damaged"):
+    with pytest.raises(StoreError, match=r"run\.json is damaged"):
         store.config()
 
 

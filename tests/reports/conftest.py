@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from PIL import Image
 from skimage import data
 
-from waterproof.bench.results import Run
 from waterproof.bench.run import evaluate
 from waterproof.reports.write import write_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from waterproof.bench.results import Run
 
 HARMFUL = """<script>alert(1)</script> & "$x^2$" 'ü{{ 7*7 }}"""
 """What a file name or a title can hold that HTML, JavaScript, Jinja, matplotlib or YAML could take for their own."""
