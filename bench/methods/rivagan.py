@@ -91,7 +91,7 @@ def _read(frames: np.ndarray) -> np.ndarray:
     attend, feel = _branches()
     outputs = []
     with torch.inference_mode():
-        for frame in torch.from_numpy(frames[:, :, 0]).split(_BATCH):
+        for frame in torch.split(torch.from_numpy(frames[:, :, 0]), _BATCH):
             attention = torch.softmax(attend(frame), dim=1)
             outputs.append((feel(frame) * attention).mean(dim=(2, 3)))
     joined: np.ndarray = torch.cat(outputs).numpy()

@@ -48,4 +48,5 @@ class TiledConvolution:
         shape = (_TILE, _TILE // 2 + 1, batch, rows, columns, product.shape[-1])
         out = torch.fft.irfft2(product.reshape(shape).permute(2, 5, 3, 4, 0, 1), s=(_TILE, _TILE))[..., :step, :step]
         joined = out.permute(0, 1, 2, 4, 3, 5).reshape(batch, -1, rows * step, columns * step)
-        return joined[:, :, :height, :width] + self.bias[:, None, None]
+        convolved: torch.Tensor = joined[:, :, :height, :width] + self.bias[:, None, None]
+        return convolved
