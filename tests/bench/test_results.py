@@ -66,7 +66,7 @@ def _exact_threshold(k: int, alpha: float, sided: int = 1) -> int:
     raise AssertionError
 
 
-@pytest.mark.parametrize("fpr", [0.5, 0.1, 0.01, 1e-3, 1e-6, 2.0**-31])
+@pytest.mark.parametrize("fpr", [0.5, 0.01, 1e-6, 2.0**-31])
 def test_the_threshold_of_theory_is_exact_integer_arithmetic(run: Run, fpr: float) -> None:
     for sided, sides in (("one", 1), ("two", 2)):
         summary = run.summary(fpr=fpr, rule="theory", sided=sided)
