@@ -62,6 +62,9 @@ def run(
     key: Annotated[str | None, typer.Option(help="fixed, per-image, or a string of 0 and 1.")] = None,
     fpr: Annotated[float | None, typer.Option(help="The false-positive rate to hold.")] = None,
     rule: Annotated[str | None, typer.Option(help="Threshold rule: theory or certified.")] = None,
+    calibration: Annotated[
+        float | None, typer.Option(help="Share of the sources that calibrate; 0: every image is tested.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="processes or inline.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per core.")] = None,
     shard: Annotated[int | None, typer.Option(help="Images in a shard, the unit of work.")] = None,
@@ -92,7 +95,7 @@ def run(
     overrides["metrics"] = _yaml_list(metrics)
     if data is not None:
         overrides["dataset"] = {"folder": {"root": str(data)}}
-    overrides["decision"] = _given(fpr=fpr, rule=rule)
+    overrides["decision"] = _given(fpr=fpr, rule=rule, calibration=calibration)
     overrides["runtime"] = _given(engine=engine, workers=workers, shard=shard, cell_seconds=cell_seconds)
     wanted = load_benchmark(benchmark, {k: v for k, v in overrides.items() if v not in (None, {})})
     folder = out or Path("runs") / wanted.name
@@ -140,6 +143,9 @@ def report_command(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     fpr: Annotated[float | None, typer.Option(help="The false-positive rate to hold.")] = None,
     rule: Annotated[str | None, typer.Option(help="Threshold rule: theory or certified.")] = None,
+    calibration: Annotated[
+        float | None, typer.Option(help="Share of the sources that calibrate; 0: every image is tested.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write. [default: RUN/report]")] = None,
 ) -> None:
     """Write the report of a run: one HTML page that opens from disk, every figure as PNG and PDF, tables as CSV.
@@ -152,7 +158,7 @@ def report_command(
     from .bench.results import load_run
     from .reports.write import write_report
 
-    typer.echo(f"report: {write_report(load_run(folder), out, fpr=fpr, rule=rule)}")
+    typer.echo(f"report: {write_report(load_run(folder), out, fpr=fpr, rule=rule, calibration=calibration)}")
 
 
 @app.command(name="list")

@@ -287,7 +287,7 @@ class Run:
         return joined[first + [c for c in joined.columns if c not in first]]
 
     def deciding(self, **changes: Any) -> Run:
-        """The same run under another decision rule: ``fpr``, ``rule``, ``sided`` or ``level``.
+        """The same run under another decision rule: ``fpr``, ``rule``, ``sided``, ``calibration`` or ``level``.
 
         Raises:
             StatisticsError: a value is out of range.

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.errors import StoreError
+from ..core.errors import DiskFullError, StoreError
 from ..core.images import Record
 from ..datasets.base import Index, Rejected
 
@@ -313,14 +313,16 @@ def writing(folder: Path) -> Iterator[None]:
     """Turns a failed write into one clear line that says what to do.
 
     Raises:
-        StoreError: the disk is full, the folder is read-only, or another write error.
+        DiskFullError: the disk is full.
+        StoreError: the folder is read-only, or another write error.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "the disk is full: free some space and run the same command again; what is stored is kept"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DiskFullError(f"cannot write to {folder}: {hint}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "no permission to write there: choose another folder with --out"
         else:
             hint = str(error)

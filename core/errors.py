@@ -43,6 +43,12 @@ class StoreError(UserError):
     """A run folder cannot be written, read, or belongs to another run."""
 
 
+class DiskFullError(StoreError):
+    """The disk filled up while a run was at work: what is stored is kept, the rest is missing."""
+
+    exit_code: int = 3
+
+
 class StatisticsError(UserError):
     """The data cannot carry the statement that was asked for."""
 

@@ -86,7 +86,7 @@ def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy
             axes.set_ylim(*((0.35, 1.02) if column == "bit_accuracy" else (-0.03, 1.03)))
             if column == "bit_accuracy":
                 axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-        label = {"bit_accuracy": "bit accuracy", "tpr": _tpr_label(run, summary)}.get(column, column)
+        label = {"bit_accuracy": "bit accuracy", "tpr": f"TPR at FPR {run.decision().fpr:g}"}.get(column, column)
         figure.supylabel(plain(label), fontsize=9)
         _legend(figure, run)
     return figure

@@ -55,7 +55,8 @@ def grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure
     """A figure of ``panels`` axes in rows of ``columns``, each about ``width`` x ``height`` inches."""
     columns = max(1, min(columns, panels))
     rows = -(-panels // columns)
-    figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
+    # A lone panel still has to leave room for the legend above it.
+    figure = Figure(figsize=(max(width * columns, 5.0), height * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[panels:]:
         spare.set_axis_off()

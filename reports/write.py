@@ -26,14 +26,13 @@ if TYPE_CHECKING:
 _DPI = 170
 
 
-def write_report(run: Run, out: Path | None = None, fpr: float | None = None, rule: str | None = None) -> Path:
+def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
     """Writes the report of a run.
 
     Args:
         run: the run.
         out: the folder to write into; None takes ``report`` in the run folder.
-        fpr: the false-positive rate to hold; None takes the benchmark's.
-        rule: ``theory`` or ``certified``; None takes the benchmark's.
+        **decision: changes of the benchmark's decision rule: ``fpr``, ``rule``, ``sided``, ``calibration``, ``level``.
 
     Returns:
         the path of the page.
@@ -42,7 +41,7 @@ def write_report(run: Run, out: Path | None = None, fpr: float | None = None, ru
         StoreError: the folder cannot be written.
     """
     folder = Path(out) if out is not None else run.folder / "report"
-    run = run.deciding(fpr=fpr, rule=rule)
+    run = run.deciding(**decision)
     summary, table = run.summary(), families(run, run.decision())
     with writing(folder):
         (folder / "figures").mkdir(parents=True, exist_ok=True)

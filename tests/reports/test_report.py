@@ -279,7 +279,7 @@ def browser() -> Any:
 
 
 @pytest.mark.parametrize("name", [pytest.param("orderly", marks=pytest.mark.slow), "disorderly"])
-def test_a_browser_shows_the_page_without_an_error_or_a_request(run: Run, browser: Any) -> None:
+def test_a_browser_shows_the_page_without_an_error_or_a_request(run: Run, page: Any, browser: Any) -> None:
     tab = browser.new_page()
     requests: list[str] = []
     problems: list[str] = []
@@ -291,6 +291,7 @@ def test_a_browser_shows_the_page_without_an_error_or_a_request(run: Run, browse
     tab.goto(address)
     tab.wait_for_load_state("networkidle")
     assert [url for url in requests if not url.startswith("data:")] == [address]
+    assert tab.locator("img").count() == len(page.images)
     assert tab.evaluate("[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).length") == 0
     tab.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     rows = tab.locator("#table tbody tr")
