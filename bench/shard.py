@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,9 +83,6 @@ class CellTimeoutError(UserError):
     """A cell took longer than its limit on one shard."""
 
 
-Outcome = Images | Exception
-
-
 def run_shard(
     plan: Plan, records: tuple[Record, ...], todo: Iterable[Cell], emit: Callable[[Finished], None]
 ) -> list[Cost]:
@@ -104,30 +101,58 @@ def run_shard(
         return []
     shard = _Shard(plan, records)
     groups = shard.load()
-    pairs: dict[int, list[Pair | Exception]] = {}
+    made: dict[int, list[_Item]] = {}
     for (maker, arm), attacks in sorted(wanted.items()):
-        if maker not in pairs:
+        if maker not in made:
             # Only one maker's images are kept: memory is bounded by the shard, not by the number of methods.
-            pairs = {maker: [shard.pair(maker, group) for group in groups]}
-        sources = [_source(pair, arm) for pair in pairs[maker]]
-        states: dict[tuple[int, int, bool], object] = {}
+            made = {maker: [item for group in groups for item in shard.make(maker, group)]}
+        states: _States = {}
         for attack, cells in attacks.items():
-            for done in shard.attack_and_observe(pairs[maker], sources, attack, cells, states):
+            for done in shard.attack_and_observe(made[maker], arm, attack, cells, states):
                 emit(done)
     return shard.costs
 
 
-def _source(pair: Pair | Exception, arm: str) -> Outcome:
-    if isinstance(pair, Exception):
-        return pair
-    return pair.marked if arm == "marked" else pair.unmarked
+_States = dict[tuple[int, int, bool], object]
+"""What metrics prepared for a reference: by item, metric, and whether the reference is the unmarked image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Images that go through the stages together: a group of one size, or one image of a group in which one failed.
+
+    Attributes:
+        records: of the images.
+        pair: marked and unmarked images, or what went wrong when they were made.
+        attacked: the images under an attack, or what went wrong.
+    """
+
+    records: tuple[Record, ...]
+    pair: Pair | Exception
+    attacked: Images | Exception | None = None
+
+    def singles(self) -> list[_Item]:
+        """The images one by one."""
+        pair, attacked = self.pair, self.attacked
+        return [
+            _Item(
+                (record,),
+                pair if isinstance(pair, Exception) else Pair(pair.marked.take([i]), pair.unmarked.take([i])),
+                attacked.take([i]) if isinstance(attacked, Images) else attacked,
+            )
+            for i, record in enumerate(self.records)
+        ]
+
+
+def _isolates(error: Exception, images: int) -> bool:
+    """Whether to try a failed group again image by image, so that a bad image fails alone, in shards of any size."""
+    return images > 1 and not isinstance(error, CellTimeoutError)
 
 
 class _Shard:
     def __init__(self, plan: Plan, records: tuple[Record, ...]) -> None:
         self.plan = plan
         self.records = records
-        self.groups: list[Images] = []
         self.unreadable: dict[str, str] = {}
         self.root = Seed.root(plan.benchmark.seed)
         self.limit = plan.benchmark.runtime.cell_seconds
@@ -149,65 +174,71 @@ class _Shard:
             except Exception as error:
                 groups, rejected = [], [Rejected(r.id, describe_error(error)) for r in self.records]
         self.unreadable = {item.id: item.reason for item in rejected}
-        self.groups = groups
         return groups
 
-    def pair(self, maker: int, images: Images) -> Pair | Exception:
-        """Marked and unmarked images of one group, or what went wrong."""
+    def make(self, maker: int, images: Images) -> list[_Item]:
+        """Marked and unmarked images of one group; image by image where the group fails."""
         if maker < 0:
-            return Pair(images, images)
+            return [_Item(images.records, Pair(images, images))]
         method = self.plan.methods[maker]
         try:
             with self.timed("mark", method.label, len(images)), time_limit(self.limit, f"marking with {method.label}"):
-                return make_pair(self.plan, method, images)
+                return [_Item(images.records, make_pair(self.plan, method, images))]
         except Exception as error:
-            return error
+            if _isolates(error, len(images)):
+                return [item for i in range(len(images)) for item in self.make(maker, images.take([i]))]
+            return [_Item(images.records, error)]
 
     def attack_and_observe(
-        self,
-        pairs: list[Pair | Exception],
-        sources: list[Outcome],
-        attack: int,
-        cells: list[Cell],
-        states: dict[tuple[int, int, bool], object],
+        self, made: list[_Item], arm: str, attack: int, cells: list[Cell], states: _States
     ) -> Iterator[Finished]:
-        """Attacks every group once, then lets each cell's observer look at the result."""
-        attacked = [self._attack(source, attack) for source in sources]
+        """Attacks every item once, then lets each cell's observer look at the result."""
+        attacked = [item for one in made for item in self._attack(one, arm, attack)]
         for cell in cells:
             done = Finished(cell, [])
-            for g, (pair, images) in enumerate(zip(pairs, attacked, strict=True)):
-                try:
-                    if isinstance(images, Exception):
-                        raise images
-                    if isinstance(pair, Exception):
-                        raise pair
-                    done.rows += self._observe(cell, pair, images, states, g)
-                except Exception as error:
-                    done.rows += _failed_rows(self.groups[g].records, error)
-                    done.traceback = done.traceback or "".join(traceback.format_exception(error))
+            for number, item in enumerate(attacked):
+                # States belong to the groups as they were made; where one was taken apart, they are not kept.
+                self._look(cell, item, states if len(attacked) == len(made) else {}, number, done)
             self._complete(done)
             yield done
 
-    def _attack(self, source: Outcome, index: int) -> Outcome:
-        if isinstance(source, Exception):
-            return source
+    def _attack(self, item: _Item, arm: str, index: int) -> list[_Item]:
+        if isinstance(item.pair, Exception):
+            return [item]
+        source = item.pair.marked if arm == "marked" else item.pair.unmarked
         attack = self.plan.attacks[index]
         try:
             with self.timed("attack", attack.label, len(source)), time_limit(self.limit, f"attack {attack.label}"):
-                return apply_attack(self.plan, index, source, self.root)
+                return [replace(item, attacked=apply_attack(self.plan, index, source, self.root))]
         except Exception as error:
-            return error
+            if _isolates(error, len(source)):
+                return [done for single in item.singles() for done in self._attack(single, arm, index)]
+            return [replace(item, attacked=error)]
 
-    def _observe(
-        self, cell: Cell, pair: Pair, images: Images, states: dict[tuple[int, int, bool], object], group: int
-    ) -> list[Row]:
+    def _look(self, cell: Cell, item: _Item, states: _States, number: int, done: Finished) -> None:
+        """Adds an observer's rows for one item to ``done``; image by image where the item fails."""
+        try:
+            if isinstance(item.pair, Exception):
+                raise item.pair
+            if not isinstance(item.attacked, Images):
+                raise item.attacked or ContractError("the images were not attacked")
+            done.rows += self._observe(cell, item.pair, item.attacked, states, number)
+        except Exception as error:
+            if _isolates(error, len(item.records)):
+                for single in item.singles():
+                    self._look(cell, single, {}, 0, done)
+                return
+            done.rows += _failed_rows(item.records, error)
+            done.traceback = done.traceback or "".join(traceback.format_exception(error))
+
+    def _observe(self, cell: Cell, pair: Pair, images: Images, states: _States, number: int) -> list[Row]:
         if cell.observer == "scorer":
             method = self.plan.methods[cell.index]
             with self.timed("score", method.label, len(images)), time_limit(self.limit, f"reading {method.label}"):
                 return score(method, images)
         attack, metric = self.plan.attacks[cell.attack], self.plan.metrics[cell.index]
         against_input = attack.name == "identity"
-        key = (group, cell.index, against_input)
+        key = (number, cell.index, against_input)
         with self.timed("measure", metric.label, len(images)), time_limit(self.limit, f"metric {metric.label}"):
             if key not in states:
                 states[key] = metric.prepare(pair.unmarked if against_input else pair.marked)

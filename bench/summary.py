@@ -158,7 +158,9 @@ def _rates(
             row |= {"fpr_keys_mean": mean, "fpr_keys_worst": worst}
     row |= _matched((positives, p_sources), (negatives, n_sources), decided, notes)
     if marked.bits and len(positives):
-        row |= _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
+        accuracy = _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
+        # An interval of a mean knows no bounds; a share does.
+        row |= {key: min(1.0, max(0.0, value)) for key, value in accuracy.items()}
     row["note"] = "; ".join(dict.fromkeys(notes))
     return row
 

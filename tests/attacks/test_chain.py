@@ -106,7 +106,7 @@ def test_a_links_knob_is_kept_but_is_no_identity(registered: None):
 
 
 def test_a_chain_is_labelled_by_its_links():
-    assert Chain(attacks=["crop", {"jpeg": {"quality": 80}}]).label == "chain(crop + jpeg(quality=80))"
+    assert Chain(attacks=["crop", {"jpeg": {"quality": 80}}]).label == "chain(crop(area=0.5) + jpeg(quality=80))"
 
 
 def test_exact_geometry_is_undone_in_reverse_order(oblong: Images):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from waterproof.core import errors
-from waterproof.core.errors import UserError, nearest
+from waterproof.core.errors import DiskFullError, UserError, nearest
 
 FAMILY = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
 
 
-def test_every_error_is_a_user_error_with_exit_code_2() -> None:
+def test_every_error_is_a_user_error_that_ends_with_2_or_3_where_a_run_was_cut_short() -> None:
     assert len(FAMILY) >= 8
     assert all(issubclass(error, UserError) for error in FAMILY)
-    assert {error.exit_code for error in FAMILY} == {2}
+    assert {error for error in FAMILY if error.exit_code != 2} == {DiskFullError}
+    assert DiskFullError.exit_code == 3
 
 
 @pytest.mark.parametrize(
