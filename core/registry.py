@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .catalogue import CATALOGUE
 from .errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
     from .components import Component
 
@@ -136,6 +137,13 @@ def _resolve(target: str) -> object:
     return getattr(module, attribute)
 
 
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles the file every time: cached bytecode of a file that was edited within a second would be the old code."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SpecError(f"no such file: {path}")
@@ -144,7 +152,7 @@ def _load_file(path: Path) -> ModuleType:
     name = f"{path.stem}_{hashlib.sha256(named).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
+    module_spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     if module_spec is None or module_spec.loader is None:
         raise SpecError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(module_spec)
