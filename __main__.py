@@ -68,7 +68,7 @@ def run(
     engine: Annotated[str | None, typer.Option(help="processes or inline.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per core.")] = None,
     shard: Annotated[int | None, typer.Option(help="Images in a shard, the unit of work.")] = None,
-    cell_seconds: Annotated[float | None, typer.Option(help="Time limit of a cell on one shard.")] = None,
+    cell_seconds: Annotated[float | None, typer.Option(help="Time limit of each stage of a cell on one shard.")] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to the smaller benchmark that is in the folder.")
     ] = False,

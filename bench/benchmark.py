@@ -63,8 +63,7 @@ class Decision(BaseModel):
 
     Attributes:
         fpr: the false-positive rate to hold, above 0 and below 1.
-        rule: ``theory`` (binomial null), ``certified`` (upper confidence bound on the calibration images), or
-            ``empirical`` (smallest attained threshold on the attacked negatives themselves, the attack-matched ROC).
+        rule: ``theory`` (binomial null) or ``certified`` (upper confidence bound on the calibration images).
         sided: ``one`` or ``two``.
         calibration: share of the sources that go to calibration; 0 keeps every image for testing.
         level: confidence level of intervals.
@@ -86,7 +85,8 @@ class Runtime(BaseModel):
         engine: ``processes`` (one worker per core) or ``inline``.
         workers: number of worker processes; 0 means one per core.
         shard: images in a shard, the unit of work and of memory.
-        cell_seconds: time limit of one cell on one shard; the cell then fails and the rest goes on. 0: none.
+        cell_seconds: time limit of each stage of a cell (marking, attack, reading, metric) on the images of one size in
+            one shard; the cell then fails there and the rest goes on. 0: none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

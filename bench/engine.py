@@ -138,7 +138,7 @@ def _remaining(task: Task, worker: Worker, done: dict[str, set[str]]) -> Task:
 
 
 def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> list[Task]:
-    """Runs tasks in a pool; returns those that were not finished when a worker died."""
+    """Runs tasks in a pool, and in new ones after a worker died; returns the tasks that were then in flight."""
     context = get_context("spawn")
     ticks: Any = context.SimpleQueue()
     listener = threading.Thread(target=_listen, args=(ticks, tick), daemon=True)
@@ -149,6 +149,7 @@ def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> 
         pool = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_begin, initargs=begin)
         # Few tasks are in flight, so that a dying worker leaves few suspects.
         running: dict[Future[None], Task] = {}
+        suspects: list[Task] = []
         try:
             while waiting or running:
                 while waiting and len(running) < workers + 1:
@@ -161,11 +162,8 @@ def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> 
                     future.result()
                     del running[future]
         except BrokenProcessPool:
-            return (
-                [*running.values(), *reversed(waiting)]
-                if len(tasks) == 1
-                else _retry(store, list(running.values()), list(reversed(waiting)), tick, workers)
-            )
+            # The tasks that were not in flight are innocent: they go on in a new pool.
+            suspects = list(running.values())
         except BaseException:
             _stop(pool)
             raise
@@ -173,12 +171,11 @@ def _run_pool(store: Store, tasks: Sequence[Task], tick: Tick, workers: int) -> 
             pool.shutdown(wait=True, cancel_futures=True)
             ticks.put(None)
             listener.join(timeout=5)
-    return []
-
-
-def _retry(store: Store, suspects: list[Task], rest: list[Task], tick: Tick, workers: int) -> list[Task]:
-    """After a death: the rest goes on in a new pool, the suspects are returned to be tried alone."""
-    return suspects + (_run_pool(store, rest, tick, workers) if rest else [])
+    if waiting:
+        # Only a broken pool leaves tasks waiting. One that took none would break again for ever.
+        rest = waiting[::-1]
+        suspects += _run_pool(store, rest, tick, workers) if len(rest) < len(tasks) else rest
+    return suspects
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

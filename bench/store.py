@@ -92,9 +92,9 @@ class Store:
             write_text(self.folder / "run.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
     def _only_ours(self) -> bool:
-        return {p.name for p in self.folder.iterdir()} <= {"images.parquet", "unreadable.csv"} or any(
-            p.name.startswith(".new-") for p in self.folder.iterdir()
-        )
+        """Whether there is nothing but what a run that was killed at its very beginning leaves."""
+        names = {p.name for p in self.folder.iterdir() if not p.name.startswith(".new-")}
+        return names <= {"images.parquet", "unreadable.csv"}
 
     def config(self) -> dict[str, Any]:
         """The frozen configuration.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..bench.statistics import thresholds
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -90,8 +88,3 @@ def warnings(run: Run, summary: pd.DataFrame) -> list[str]:
 
 def _needed(fpr: float) -> int:
     return math.ceil(math.log(0.05) / math.log1p(-fpr))
-
-
-def false_alarms(fpr: float) -> str:
-    """False alarms per billion images."""
-    return f"{thresholds.false_alarms_per_billion(fpr):,.3g}"
