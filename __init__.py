@@ -8,13 +8,23 @@ from ._version import __version__
 from .core import torchvision_guard as _guard
 
 if TYPE_CHECKING:
+    from .bench.baseline import load_results as load_results
+    from .bench.compare import compare as compare
+    from .bench.leaderboard import merge as leaderboard
     from .bench.results import Run as Run
     from .bench.results import load_run as load_run
     from .bench.run import evaluate as evaluate
 
-__all__ = ["Run", "__version__", "evaluate", "load_run"]
+__all__ = ["Run", "__version__", "compare", "evaluate", "leaderboard", "load_results", "load_run"]
 
-_LAZY = {"evaluate": "bench.run", "Run": "bench.results", "load_run": "bench.results"}
+_LAZY = {
+    "Run": ("bench.results", "Run"),
+    "compare": ("bench.compare", "compare"),
+    "evaluate": ("bench.run", "evaluate"),
+    "leaderboard": ("bench.leaderboard", "merge"),
+    "load_results": ("bench.baseline", "load_results"),
+    "load_run": ("bench.results", "load_run"),
+}
 
 _guard.install()
 
@@ -24,7 +34,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    module, attribute = _LAZY[name]
+    return getattr(import_module(f".{module}", __name__), attribute)
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 from ._version import __version__
 from .core.errors import UserError
+from .reports.commands import app as judging
 
 app = typer.Typer(
     name="waterproof",
@@ -61,7 +62,8 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The run seed.")] = None,
     key: Annotated[str | None, typer.Option(help="fixed, per-image, or a string of 0 and 1.")] = None,
     fpr: Annotated[float | None, typer.Option(help="The false-positive rate to hold.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Threshold rule: theory or certified.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Threshold rule: theory, certified, extrapolated or fixed.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="The threshold of the rule fixed.")] = None,
     calibration: Annotated[
         float | None, typer.Option(help="Share of the sources that calibrate; 0: every image is tested.")
     ] = None,
@@ -95,7 +97,7 @@ def run(
     overrides["metrics"] = _yaml_list(metrics)
     if data is not None:
         overrides["dataset"] = {"folder": {"root": str(data)}}
-    overrides["decision"] = _given(fpr=fpr, rule=rule, calibration=calibration)
+    overrides["decision"] = _given(fpr=fpr, rule=rule, threshold=threshold, calibration=calibration)
     overrides["runtime"] = _given(engine=engine, workers=workers, shard=shard, cell_seconds=cell_seconds)
     wanted = load_benchmark(benchmark, {k: v for k, v in overrides.items() if v not in (None, {})})
     folder = out or Path("runs") / wanted.name
@@ -127,6 +129,7 @@ def _finish(finished: Any, report: bool) -> None:
     if report and finished.measured:
         page = write_report(finished)
         typer.echo(f"report: {page}")
+    _cite(finished)
     if not finished.measured:
         _note("nothing was measured: see cells.parquet for the reasons")
         raise typer.Exit(4)
@@ -138,27 +141,12 @@ def _finish(finished: Any, report: bool) -> None:
         raise typer.Exit(3)
 
 
-@app.command(name="report")
-def report_command(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    fpr: Annotated[float | None, typer.Option(help="The false-positive rate to hold.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Threshold rule: theory or certified.")] = None,
-    calibration: Annotated[
-        float | None, typer.Option(help="Share of the sources that calibrate; 0: every image is tested.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write. [default: RUN/report]")] = None,
-) -> None:
-    """Write the report of a run: one HTML page that opens from disk, every figure as PNG and PDF, tables as CSV.
-
-    Examples:
-        waterproof report runs/quick
-
-        waterproof report runs/distortions --fpr 1e-4 --rule theory
-    """
-    from .bench.results import load_run
-    from .reports.write import write_report
-
-    typer.echo(f"report: {write_report(load_run(folder), out, fpr=fpr, rule=rule, calibration=calibration)}")
+def _cite(finished: Any) -> None:
+    found = finished.references()
+    if found:
+        _note("cite, beside waterproof:")
+    for text in found:
+        _note(f"  {text}")
 
 
 @app.command(name="list")
@@ -287,6 +275,9 @@ def attack(
     typer.echo(attack_file(name, image, out, seed, _params(params)))
 
 
+app.add_typer(judging)
+
+
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
@@ -322,7 +313,7 @@ def _note(text: str) -> None:
 def main() -> None:
     """Runs the command line; a person's mistake becomes one line, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="waterproof")
     except UserError as error:
         _note(f"waterproof: {error}")
         code = error.exit_code

@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..attacks.base import Attack
 from ..core.errors import SpecError, nearest
 from ..core.registry import create, load_class
+from .statistics.thresholds import Rule
 from .yaml_lines import Place, line_of, parse
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Decision(BaseModel):
 
     Attributes:
         fpr: the false-positive rate to hold, above 0 and below 1.
-        rule: ``theory`` (binomial null) or ``certified`` (upper confidence bound on the calibration images).
+        rule: ``theory`` (binomial null), ``certified`` (upper confidence bound on the calibration images),
+            ``extrapolated`` (tail law fitted to them) or ``fixed`` (the ``threshold`` that is given).
+        threshold: for the rule ``fixed``: matching bits, or a score.
         sided: ``one`` or ``two``.
         calibration: share of the sources that go to calibration; 0 keeps every image for testing.
         level: confidence level of intervals.
@@ -72,10 +75,17 @@ class Decision(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fpr: float = Field(0.01, gt=0, lt=1)
-    rule: Literal["theory", "certified"] = "theory"
+    rule: Rule = "theory"
+    threshold: float | None = Field(None, allow_inf_nan=False)
     sided: Literal["one", "two"] = "one"
     calibration: float = Field(0.5, ge=0, lt=1)
     level: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _fixed_has_a_threshold(self) -> Decision:
+        if (self.rule == "fixed") != (self.threshold is not None):
+            raise ValueError("the rule 'fixed' and a threshold go together: give both or neither")
+        return self
 
 
 class Runtime(BaseModel):
@@ -116,6 +126,7 @@ class Benchmark(BaseModel):
         metrics: image quality.
         seed: the run seed; every random draw derives from it.
         key: ``fixed``, ``per-image`` or a bit string.
+        arms: ``marked`` and ``unmarked`` images, or only ``unmarked`` ones, where nothing but the null is asked for.
         decision: threshold rule.
         runtime: knobs.
     """
@@ -132,8 +143,16 @@ class Benchmark(BaseModel):
     metrics: list[AnyRef] = Field(default_factory=lambda: [Ref(name="psnr"), Ref(name="ssim")])
     seed: int = 0
     key: Annotated[str, BeforeValidator(_as_key)] = "fixed"
+    arms: tuple[Literal["marked", "unmarked"], ...] = ("marked", "unmarked")
     decision: Decision = Decision()
     runtime: Runtime = Runtime()
+
+    @field_validator("arms")
+    @classmethod
+    def _with_unmarked(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value not in (("marked", "unmarked"), ("unmarked",)):
+            raise ValueError("arms are [marked, unmarked] or [unmarked]: no rate stands without unmarked images")
+        return value
 
     def expanded_attacks(self) -> list[Attack]:
         """Every attack at every strength: sweeps (a list, or ``all``) opened, order kept."""

@@ -177,6 +177,8 @@ def _cells(
         for m, method in enumerate(methods):
             own = isinstance(method, Watermark) and method.counterparts == "own"
             add("unmarked", m if own else None, a, method, m)
+            if "marked" not in benchmark.arms:
+                continue
             add("marked", m, a, method, m)
             for q, metric in enumerate(metrics):
                 add("marked", m, a, metric, q)

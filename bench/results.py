@@ -16,6 +16,7 @@ from ..core.components import describe
 from ..core.errors import StatisticsError, StoreError, nearest
 from .benchmark import Decision
 from .keys import key_bits
+from .plan import SCHEMA
 from .statistics import binomial
 from .statistics.null import NullReport, null_report
 from .statistics.roc import Roc, roc
@@ -91,6 +92,19 @@ def _first_errors(store: Store) -> dict[str, str]:
     return dict(zip(first["cell"], first["error"], strict=True))
 
 
+def same_schema(config: Mapping[str, Any], where: Path) -> None:
+    """Refuses what another version of the stored format wrote.
+
+    Raises:
+        StoreError: the schema is another one.
+    """
+    if config.get("schema") != SCHEMA:
+        raise StoreError(
+            f"{where} holds results of schema {config.get('schema')}, this version of waterproof reads {SCHEMA}: "
+            "run the benchmark again, or read them with the version that wrote them"
+        )
+
+
 def load_run(folder: str | Path) -> Run:
     """Opens a run folder.
 
@@ -118,6 +132,7 @@ class Run:
         self.folder = Path(folder)
         self.store = Store(self.folder)
         self.config = self.store.config()
+        same_schema(self.config, self.folder)
         if not (self.folder / "cells.parquet").is_file():
             raise StoreError(f"{folder} was stopped before its first results were gathered: run the same command again")
 
@@ -138,13 +153,16 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """A row for every image, with the split in force."""
-        frame = pd.DataFrame(self.store.read("images"))
+        frame = self._listed()
         share = self.config["benchmark"]["decision"]["calibration"]
         frame["split"] = [
             given if isinstance(given, str) else split(source, share) if share else "test"
             for given, source in zip(frame["split"], frame["source"], strict=True)
         ]
         return frame.set_index("id")
+
+    def _listed(self) -> pd.DataFrame:
+        return pd.DataFrame(self.store.read("images"))
 
     @property
     def methods(self) -> list[str]:
@@ -171,7 +189,12 @@ class Run:
         found: Mapping[str, Any] = next(item for item in self.config[f"{kind}s"] if item["label"] == label)
         return dict(found)
 
-    def _label(self, kind: str, given: str) -> str:
+    def known(self, kind: str, given: str) -> str:
+        """Returns the label if the run has a method, attack or metric of this name.
+
+        Raises:
+            StatisticsError: it has not.
+        """
         valid: list[str] = getattr(self, f"{kind}s")
         if given in valid:
             return given
@@ -211,23 +234,20 @@ class Run:
         Raises:
             StatisticsError: no such method or attack.
         """
-        self._label("method", method)
-        self._label("attack", attack)
+        self.known("method", method)
+        self.known("attack", attack)
         frame = self.cells
         mine = (frame["observer"] == method) & (frame["attack"] == attack) & (frame["arm"] == arm)
-        row = frame[mine & (frame["observer_kind"] == "scorer")].iloc[0]
+        rows = frame[mine & (frame["observer_kind"] == "scorer")]
+        if rows.empty:
+            return self._unplanned(method, arm)
+        row = rows.iloc[0]
         table, (start, end) = self._tables["scores"], self._ranges["scores"].get(row["cell"], (0, 0))
         part = table.slice(start, end - start)
         images = part["image"].to_pylist()
         about = self.images.loc[images] if images else self.images.iloc[:0]
         bits = int(self.about("method", method)["bits"])
-        logits = None
-        if bits:
-            logits = np.asarray(part["logits"].combine_chunks().flatten(), dtype=np.float32).reshape(-1, bits)
-            keys = self.keys(method, images)
-            values = ((logits > 0) == keys).sum(axis=1).astype(np.float64)
-        else:
-            values = np.asarray(part["value"], dtype=np.float64)
+        values, logits = self._evidence(part, method, images)
         return Sample(
             images=np.array(images, dtype=object),
             sources=about["source"].to_numpy(dtype=object),
@@ -239,6 +259,24 @@ class Run:
             failed=int(row["n_failed"] + row["n_unreadable"]),
             status=str(row["status"]),
             reason=row["reason"],
+        )
+
+    def _evidence(self, part: pa.Table, method: str, images: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decision scores, and the logits that they come from if there is a payload."""
+        bits = int(self.about("method", method)["bits"])
+        if not bits:
+            return np.asarray(part["value"], dtype=np.float64), None
+        logits = np.asarray(part["logits"].combine_chunks().flatten(), dtype=np.float32).reshape(-1, bits)
+        keys = self.keys(method, images)
+        return ((logits > 0) == keys).sum(axis=1).astype(np.float64), logits
+
+    def _unplanned(self, method: str, arm: str) -> Sample:
+        bits = int(self.about("method", method)["bits"])
+        nothing = np.array([], dtype=object)
+        reason = f"this run has no {arm} images"
+        logits = np.empty((0, bits), np.float32) if bits else None
+        return Sample(
+            nothing, nothing, np.array([], bool), np.array([]), logits, bits, 0, 0, status="skipped", reason=reason
         )
 
     def keys(self, method: str, images: list[str]) -> np.ndarray:
@@ -256,16 +294,26 @@ class Run:
         Under ``identity`` the reference is the unmarked counterpart (what the mark costs); under an attack it is the
         marked image (what the attack costs).
         """
-        wanted = {"observer_kind": "metric", "observer": metric, "maker": method, "attack": attack}
-        row = self._cell(**wanted)
-        if row is None:
-            return np.array([]), np.array([]), "not planned"
-        start, end = self._ranges["quality"].get(row["cell"], (0, 0))
+        frame = self.image_quality(method, attack, metric)
+        if not frame.empty:
+            return frame["value"].to_numpy(dtype=np.float64), frame["source"].to_numpy(dtype=object), None
+        row = self._quality_cell(method, attack, metric)
+        return np.array([]), np.array([]), "not planned" if row is None else row["reason"]
+
+    def image_quality(self, method: str, attack: str, metric: str) -> pd.DataFrame:
+        """Columns ``value`` and ``source`` of a metric, one row for each test image; empty where nothing was measured.
+
+        References as in :meth:`quality`.
+        """
+        row = self._quality_cell(method, attack, metric)
+        start, end = (0, 0) if row is None else self._ranges["quality"].get(row["cell"], (0, 0))
         part = self._tables["quality"].slice(start, end - start)
-        about = self.images.loc[part["image"].to_pylist()] if end > start else self.images.iloc[:0]
-        test = (about["split"] == "test").to_numpy()
-        values = np.asarray(part["value"], dtype=np.float64)
-        return values[test], about["source"].to_numpy(dtype=object)[test], row["reason"] if end == start else None
+        frame = pd.DataFrame({"value": np.asarray(part["value"], np.float64)}, index=part["image"].to_pylist())
+        about = self.images.loc[frame.index] if len(frame) else self.images.iloc[:0]
+        return frame.assign(source=about["source"].to_numpy(dtype=object))[(about["split"] == "test").to_numpy()]
+
+    def _quality_cell(self, method: str, attack: str, metric: str) -> pd.Series | None:
+        return self._cell(observer_kind="metric", observer=metric, maker=method, attack=attack)
 
     def scores(self) -> pd.DataFrame:
         """One row for each image, method, arm and attack: score, bit accuracy, log10 p-value."""
@@ -287,7 +335,9 @@ class Run:
         return joined[first + [c for c in joined.columns if c not in first]]
 
     def deciding(self, **changes: Any) -> Run:
-        """The same run under another decision rule: ``fpr``, ``rule``, ``sided``, ``calibration`` or ``level``.
+        """The same run under another decision: ``fpr``, ``rule``, ``threshold``, ``sided``, ``calibration``, ``level``.
+
+        A new rule that is not ``fixed`` drops the threshold of the old one, and a threshold implies ``fixed``.
 
         Raises:
             StatisticsError: a value is out of range.
@@ -295,18 +345,22 @@ class Run:
         given = {key: value for key, value in changes.items() if value is not None}
         if not given:
             return self
+        if "threshold" in given:
+            given.setdefault("rule", "fixed")
+        elif given.get("rule", "fixed") != "fixed":
+            given["threshold"] = None
         try:
             decision = Decision(**{**self.config["benchmark"]["decision"], **given})
         except ValidationError as error:
             raise StatisticsError(describe(error)) from None
-        other = Run(self.folder)
+        other = type(self)(self.folder)
         other.config["benchmark"]["decision"] = decision.model_dump()
         return other
 
     def decision(self, **changes: Any) -> Decided:
         """The run's decision rule, with changes."""
         given = self.deciding(**changes).config["benchmark"]["decision"]
-        return Decided(**{k: given[k] for k in ("fpr", "rule", "sided", "level")})
+        return Decided(**{k: given[k] for k in ("fpr", "rule", "sided", "level")}, threshold=given.get("threshold"))
 
     def summary(self, fpr: float | None = None, rule: str | None = None, sided: str | None = None) -> pd.DataFrame:
         """One row for each method and attack: TPR at the deployed threshold, both nulls, AUC, bits, quality.
@@ -334,21 +388,41 @@ class Run:
     def null(self, method: str, attack: str = "identity", fpr: float | None = None) -> NullReport:
         """The null of a method: do unmarked images give fair, independent bits?
 
-        The key in use is the benchmark's. Where each image carries a key of its own, it is the one that the seed gives
-        to an owner who uses one key for all.
+        The key in use is :meth:`owner_key`'s.
 
         Raises:
             StatisticsError: the method has no payload, or there are no unmarked scores.
         """
+        sample, logits = self.unmarked(method, attack)
+        decided = self.decision(fpr=fpr)
+        return null_report(logits, self.owner_key(sample.bits), sample.sources, decided.fpr, sided=decided.sided)
+
+    def unmarked(self, method: str, attack: str = "identity") -> tuple[Sample, np.ndarray]:
+        """The unmarked images of a method with a payload, and their logits ``[n, k]``.
+
+        Raises:
+            StatisticsError: there is no payload, no logit is kept, or nothing was scored.
+        """
         sample = self.sample(method, attack, "unmarked")
+        if sample.logits is None and sample.bits:
+            raise StatisticsError(f"{self.folder} is a baseline, which keeps no logits: test the null on its run")
         if sample.logits is None:
             raise StatisticsError(f"{method} has no payload: its null has no theory to be tested")
         if not len(sample.images):
             raise StatisticsError(f"{method} under {attack}: no unmarked image was scored")
+        return sample, sample.logits
+
+    def owner_key(self, bits: int) -> np.ndarray:
+        """The key in use; where each image has its own, the one that the seed gives an owner who uses one for all."""
         benchmark = self.config["benchmark"]
         policy = "fixed" if benchmark["key"] == "per-image" else benchmark["key"]
-        key = key_bits(policy, benchmark["seed"], sample.bits, "")
-        return null_report(sample.logits, key, sample.sources, self.decision(fpr=fpr).fpr)
+        return key_bits(policy, benchmark["seed"], bits, "")
+
+    def references(self) -> list[str]:
+        """What to cite: the methods, data, attacks and metrics that took part, each once."""
+        data = [self.config["dataset"]] if "dataset" in self.config else []
+        parts = [*self.config["methods"], *data, *self.config["attacks"], *self.config["metrics"]]
+        return list(dict.fromkeys(reference for part in parts for reference in part["references"]))
 
     def records(self) -> list[Record]:
         """The images' records."""

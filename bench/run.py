@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ..core.components import Component
 
+_BOTH = ("marked", "unmarked")
+
 
 def evaluate(
     methods: Sequence[str | Mapping[str, Any]],
@@ -141,6 +143,8 @@ def _asked(plan: Plan) -> str:
         "seed": plan.benchmark.seed,
         "key": plan.benchmark.key,
     }
+    if plan.benchmark.arms != _BOTH:
+        wanted["arms"] = list(plan.benchmark.arms)
     return identity("benchmark", wanted)
 
 
@@ -152,6 +156,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         "shard": plan.benchmark.runtime.shard,
         "specs": _specs(plan),
         "benchmark": plan.benchmark.model_dump(mode="json"),
+        "dataset": _describe(plan.dataset),
         "methods": [_describe(m, bits=getattr(m, "bits", 0), role=m.role, family=m.family) for m in plan.methods],
         "attacks": [
             _describe(a, family=a.family, strength=a.strength, value=a.strength_value, damage=a.damage)

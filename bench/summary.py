@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,14 @@ from .statistics.roc import auc, tpr_at_fpr
 from .statistics.splits import one_per_source
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from .results import Run
     from .statistics.domain import Sided
-    from .statistics.thresholds import Threshold
+    from .statistics.thresholds import Rule, Threshold
+
+ENDS = ("", "_low", "_high")
+"""What is added to a rate's name for its interval's ends."""
 
 NULL_LEVEL = 0.01
 """A false-positive rate is called above its nominal value when an exact binomial test says so at this level."""
@@ -66,15 +72,17 @@ class Decided:
 
     Attributes:
         fpr: the false-positive rate to hold.
-        rule: ``theory`` or ``certified``.
+        rule: ``theory``, ``certified``, ``extrapolated`` or ``fixed``.
         sided: ``one`` or ``two``.
         level: confidence level of intervals.
+        threshold: the threshold of the rule ``fixed``.
     """
 
     fpr: float
-    rule: str
+    rule: Rule
     sided: Sided
     level: float
+    threshold: float | None = None
 
 
 def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
@@ -84,6 +92,8 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
         StatisticsError: k bits, or the calibration images at hand, cannot express this false-positive rate.
     """
     bits = int(run.about("method", method)["bits"])
+    if decided.rule == "fixed" and decided.threshold is not None:
+        return thresholds.fixed(decided.threshold, decided.sided)
     if decided.rule == "theory":
         if not bits:
             raise StatisticsError(
@@ -92,11 +102,19 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
         return thresholds.theory(bits, decided.fpr, decided.sided)
     clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
     if clean is None:
-        raise StatisticsError("the rule 'certified' calibrates on unattacked images: add 'identity' to the attacks")
+        raise StatisticsError(
+            f"the rule '{decided.rule}' calibrates on unattacked images: add 'identity' to the attacks"
+        )
     values, sources = run.sample(method, clean, "unmarked").calibration()
     # As integers, matching bits get a threshold that is a whole number of them.
     values = values.astype(np.int64) if bits else values
-    return thresholds.certified(values, sources, decided.fpr, level=decided.level)
+    if decided.rule == "extrapolated":
+        if bits:
+            raise StatisticsError(
+                f"{method} counts matching bits: the rule 'extrapolated' is for real-valued scores, use 'theory'"
+            )
+        return thresholds.extrapolated(values, sources, decided.fpr, level=decided.level)
+    return thresholds.certified(values, sources, decided.fpr, decided.level, sided=decided.sided, bits=bits)
 
 
 def flagged(values: np.ndarray, bits: int, threshold: Threshold) -> np.ndarray:
@@ -117,13 +135,25 @@ def summarise(run: Run, decided: Decided) -> pd.DataFrame:
             threshold = deployed_threshold(run, method, decided)
         except StatisticsError as error:
             refusal = str(error)
+        holds = null_holds(run, method)
         for attack in run.config["attacks"]:
             row = {"method": method, "attack": attack["label"], "attack_name": attack["name"]}
             row |= {"family": attack["family"], "strength": attack["value"], "damage": attack["damage"]}
             row |= _rates(run, method, attack["label"], decided, threshold, refusal)
+            row["null_holds"] = holds
+            row["theory_withdrawn"] = decided.rule == "theory" and holds is False
             row |= _qualities(run, method, attack["label"], decided)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def null_holds(run: Run, method: str) -> bool | None:
+    """Whether unattacked, unmarked images give fair, independent bits; None where that cannot be tested."""
+    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
+    try:
+        return None if clean is None else run.null(method, clean).holds
+    except StatisticsError:
+        return None
 
 
 def _rates(
@@ -134,6 +164,8 @@ def _rates(
     notes = [refusal] if refusal else []
     row: dict[str, Any] = {
         "rule": decided.rule,
+        "rule_version": thresholds.VERSION,
+        "sided": decided.sided,
         "alpha": decided.fpr,
         "threshold": threshold.value if threshold else None,
         "status": _worse(marked.status, unmarked.status),
@@ -149,10 +181,12 @@ def _rates(
         alarms = flagged(negatives, marked.bits, threshold)
         row |= _rate("tpr", flagged(positives, marked.bits, threshold), p_sources, decided.level)
         row |= _rate("fpr", alarms, n_sources, decided.level)
-        nominal = binomial.fpr(marked.bits, int(threshold.value), decided.sided) if marked.bits else decided.fpr
-        row["fpr_nominal"] = nominal if decided.rule == "theory" else decided.fpr
-        row["null_p"] = exceeds(alarms, n_sources, row["fpr_nominal"])
-        row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
+        row |= {f"false_alarms_per_billion{end}": row[f"fpr{end}"] * 1e9 for end in ENDS if f"fpr{end}" in row}
+        nominal = nominal_fpr(threshold, marked.bits)
+        if nominal is not None:
+            row["fpr_nominal"] = nominal
+            row["null_p"] = exceeds(alarms, n_sources, nominal)
+            row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
         if unmarked.logits is not None and len(negatives):
             mean, worst = key_spread(unmarked.logits[unmarked.test], threshold.value)
             row |= {"fpr_keys_mean": mean, "fpr_keys_worst": worst}
@@ -163,6 +197,13 @@ def _rates(
         row |= {key: min(1.0, max(0.0, value)) for key, value in accuracy.items()}
     row["note"] = "; ".join(dict.fromkeys(notes))
     return row
+
+
+def nominal_fpr(threshold: Threshold, bits: int) -> float | None:
+    """The FPR that a threshold promises: what the rule states, or theory's for a payload; None if nothing does."""
+    if threshold.rule in ("certified", "extrapolated") or not bits:
+        return threshold.alpha
+    return binomial.fpr(bits, math.ceil(threshold.value), threshold.sided)
 
 
 def _worse(*statuses: str) -> str:
@@ -233,13 +274,15 @@ def _qualities(run: Run, method: str, attack: str, decided: Decided) -> dict[str
     return row
 
 
-def families(run: Run, decided: Decided) -> pd.DataFrame:
+def families(run: Run, decided: Decided, attacks: Collection[str] | None = None) -> pd.DataFrame:
     """One row for each method and attack family: TPR over all its attacks, clustered by source.
 
-    Every attack of a family weighs the same. The unattacked images stand in a family of their own, ``none``.
+    Every attack of a family weighs the same. The unattacked images stand in a family of their own, ``none``. With
+    ``attacks`` only those labels count.
     """
     rows = []
-    names = list(dict.fromkeys(a["family"] for a in run.config["attacks"]))
+    kept = [a for a in run.config["attacks"] if attacks is None or a["label"] in attacks]
+    names = list(dict.fromkeys(a["family"] for a in kept))
     for method in run.methods:
         try:
             threshold = deployed_threshold(run, method, decided)
@@ -247,12 +290,12 @@ def families(run: Run, decided: Decided) -> pd.DataFrame:
             rows += [{"method": method, "family": name, "note": str(error)} for name in names]
             continue
         for name in names:
-            rows.append({"method": method, "family": name, **_family(run, method, name, threshold, decided)})
+            labels = [a["label"] for a in kept if a["family"] == name]
+            rows.append({"method": method, "family": name, **_family(run, method, labels, threshold, decided)})
     return pd.DataFrame(rows)
 
 
-def _family(run: Run, method: str, family: str, threshold: Threshold, decided: Decided) -> dict[str, Any]:
-    attacks = [a["label"] for a in run.config["attacks"] if a["family"] == family]
+def _family(run: Run, method: str, attacks: list[str], threshold: Threshold, decided: Decided) -> dict[str, Any]:
     hits: dict[str, list[np.ndarray]] = {"marked": [], "unmarked": []}
     sources: dict[str, list[np.ndarray]] = {"marked": [], "unmarked": []}
     complete = 0

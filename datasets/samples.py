@@ -81,6 +81,10 @@ class Samples(Dataset):
 
     name: ClassVar[str] = "samples"
     summary: ClassVar[str] = "photographs from scikit-image and scikit-learn"
+    references: ClassVar[tuple[str, ...]] = (
+        "S. van der Walt et al.: scikit-image: image processing in Python. PeerJ 2:e453, 2014.",
+        "F. Pedregosa et al.: Scikit-learn: Machine Learning in Python. JMLR 12, 2011.",
+    )
 
     size: int = param(256, doc="Side of the square images, pixels, 64 to 512.", ge=64, le=512)
     crops: int = param(6, doc="At most so many crops of each photograph, 1 to 16.", ge=1, le=16)

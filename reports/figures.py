@@ -199,27 +199,3 @@ def quality_against_tpr(run: Run, summary: pd.DataFrame, metric: str = "ssim") -
 
 def _family(i: int) -> str:
     return PALETTE[i % len(PALETTE)]
-
-
-def null_figure(run: Run, attack: str) -> Figure | None:
-    """Matching bits of unmarked images against the binomial law that the theoretical threshold trusts."""
-    from scipy.stats import binom
-
-    methods = [m for m in run.methods if run.about("method", m)["bits"]]
-    samples = {m: run.sample(m, attack, "unmarked") for m in methods}
-    methods = [m for m in methods if len(samples[m].values)]
-    if not methods:
-        return None
-    with house_style():
-        figure, panels = grid(len(methods), 3, 3.1, 2.2)
-        for axes, method in zip(panels, methods, strict=True):
-            sample = samples[method]
-            x = np.arange(sample.bits + 1)
-            counts = np.bincount(sample.values.astype(int), minlength=sample.bits + 1) / len(sample.values)
-            axes.bar(x, counts, width=0.9, color=colour_of(run.methods, method), alpha=0.55, label="unmarked images")
-            axes.plot(x, binom.pmf(x, sample.bits, 0.5), color="black", linewidth=1.2, label="fair, independent bits")
-            axes.set_title(plain(f"{method} (n = {len(sample.values)})"))
-            axes.set_xlabel("matching bits")
-        panels[0].set_ylabel("share of images")
-        panels[-1].legend(loc="best", fontsize=7)
-    return figure

@@ -40,5 +40,13 @@ def print_summary(run: Run) -> None:
         # A file or a pipe has no width to fit into: nothing is cut off.
         console = Console(width=max(len(a) for a in run.attacks) + 4 + 26 * len(run.methods))
     console.print(table)
+    withdrawn = list(dict.fromkeys(summary.loc[summary["theory_withdrawn"], "method"]))
+    if withdrawn:
+        Console().print(
+            f"theory withdrawn for {', '.join(withdrawn)}: unmarked images do not give fair, independent bits, so the "
+            f"FPR of {decided.fpr:g} is no promise there; measure it (--rule certified) and read the null report",
+            style="bold",
+            markup=False,
+        )
     for note in [n for n in summary["note"].unique() if n][:4]:
         Console().print(f"note: {note}", style="dim", markup=False)

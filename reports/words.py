@@ -21,7 +21,7 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float) and math.isinf(value):
-        return "∞"
+        return "∞" if value > 0 else "−∞"
     return f"{value:.{digits}f}"
 
 
@@ -29,6 +29,21 @@ def small(value: Any) -> str:
     """A probability that may be tiny: ``0.0011``, ``2.3e-10``."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
+    return f"{value:.3g}"
+
+
+def count(value: Any) -> str:
+    """A large number with three digits: ``4.4e+07`` as ``44 million``, ``1.2e9`` as ``1.2 billion``.
+
+    Example:
+        >>> count(4.4e7), count(950.0), count(0.0), count(None)
+        ('44 million', '950', '0', '–')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {name}"
     return f"{value:.3g}"
 
 
@@ -81,6 +96,13 @@ def warnings(run: Run, summary: pd.DataFrame) -> list[str]:
                 f"{worst['fpr_nominal']:.2g} under {worst['attack']}). Its TPR there is not a TPR at "
                 f"FPR {decided.fpr:g}."
             )
+    withdrawn = list(dict.fromkeys(summary.loc[summary["theory_withdrawn"], "method"]))
+    if withdrawn:
+        found.append(
+            f"Theory withdrawn for {', '.join(withdrawn)}: the null of fair, independent bits fails its test on these "
+            f"images, so an FPR of {decided.fpr:g} from the binomial law is no promise. What was measured is in the "
+            "column FPR; the rule 'certified' calibrates a threshold instead."
+        )
     refused = summary.loc[summary["threshold"].isna(), ["method", "note"]].drop_duplicates("method")
     found += [f"{row.method}: {row.note}" for row in refused.itertuples()]
     return found

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from ..bench.null_study import NullStudy, study_every
+from ..bench.potency import Potency, potency
 from ..bench.store import write_text, writing
 from ..bench.summary import families
 from ..core.errors import StatisticsError
 from . import figures, words
 from .gallery import gallery
+from .null import NullExhibit, draw_null
+from .page import Picture, file_name, records, render, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from ..bench.results import Run
-
-_DPI = 170
 
 
 def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
@@ -45,12 +44,16 @@ def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
     summary, table = run.summary(), families(run, run.decision())
     with writing(folder):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        pictures = {name: _save(figure, folder / "figures" / name) for name, figure in _figures(run, summary)}
+        pictures = {name: save_figure(figure, folder / "figures" / name) for name, figure in _figures(run, summary)}
         summary.to_csv(folder / "summary.csv", index=False)
         table.to_csv(folder / "families.csv", index=False)
         write_text(folder / "families.md", markdown(run, summary, table))
         run.scores().to_csv(folder / "scores.csv.gz", index=False)
-        page = _render(run, summary, table, pictures)
+        potencies = _potencies(run)
+        if potencies:
+            pd.concat([p.frame() for p in potencies]).to_csv(folder / "potency.csv", index=False)
+        nulls = draw_null(*_studies(run), folder / "figures", folder)
+        page = _render(run, summary, table, pictures, potencies, nulls)
         write_text(folder / "index.html", page)
     return folder / "index.html"
 
@@ -65,86 +68,53 @@ def _figures(run: Run, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for metric in run.config["metrics"]:
         figure = figures.quality_against_tpr(run, summary, metric["label"])
         if figure is not None:
-            yield f"quality-{_file(metric['label'])}", figure
-    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), run.attacks[0])
-    figure = figures.null_figure(run, clean)
-    if figure is not None:
-        yield "null", figure
+            yield f"quality-{file_name(metric['label'])}", figure
     for name in dict.fromkeys(a["name"] for a in run.config["attacks"]):
-        yield f"roc-{_file(name)}", figures.roc_curves(run, name)
+        yield f"roc-{file_name(name)}", figures.roc_curves(run, name)
 
 
-def _file(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure in the page.
-
-    Attributes:
-        uri: the PNG as a data URI.
-        width: the width at which type has its natural size, in CSS pixels.
-    """
-
-    uri: str
-    width: int
-
-
-def _save(figure: Figure, path: Path) -> Picture:
-    """Saves PNG and PDF, and returns the PNG for the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    # The layout is found; finding it again for the PDF would take as long as drawing.
-    figure.set_layout_engine("none")
-    path.with_name(path.name + ".png").write_bytes(buffer.getvalue())
-    figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None})
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(uri, round(115 * figure.get_figwidth()))
-
-
-def _render(run: Run, summary: pd.DataFrame, table: pd.DataFrame, pictures: dict[str, Picture]) -> str:
-    import jinja2
+def _render(
+    run: Run,
+    summary: pd.DataFrame,
+    table: pd.DataFrame,
+    pictures: dict[str, Picture],
+    potencies: list[Potency],
+    nulls: NullExhibit,
+) -> str:
     import yaml
 
-    templates = resources.files(__package__) / "templates"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"rate": words.rate, "number": words.number, "small": words.small}
-    template = environment.from_string((templates / "report.html").read_text(encoding="utf-8"))
     exhibits, missing = gallery(run, summary)
-    page: str = template.render(
+    return render(
+        "report.html",
         run=run,
-        style=(templates / "report.css").read_text(encoding="utf-8"),
-        script=(templates / "report.js").read_text(encoding="utf-8"),
         decided=run.decision(),
         findings=words.findings(run, summary),
         warnings=words.warnings(run, summary),
         families=_family_rows(run, table),
         family_names=list(dict.fromkeys(table["family"])),
         quality=_mark_quality(run, summary),
-        rows=_rows(summary),
+        rows=records(summary),
         metrics=run.config["metrics"],
         pictures={name: picture for name, picture in pictures.items() if not name.startswith("roc-")},
         rocs={name.removeprefix("roc-"): picture for name, picture in pictures.items() if name.startswith("roc-")},
         exhibits=exhibits,
         missing=missing,
-        nulls=_nulls(run),
+        potencies=potencies,
+        nulls=nulls,
         failures=_failures(run),
         skipped=_skipped(run),
         rejected=run.store.index().rejected,
-        references=_references(run),
+        references=run.references(),
         provenance=run.config["provenance"],
         captions={name: _caption(name) for name in pictures},
         benchmark_yaml=yaml.safe_dump(run.config["benchmark"], sort_keys=False, allow_unicode=True),
     )
-    return page
 
 
 _CAPTIONS = {
     "survival": "Every attack at the deployed threshold; bars are intervals clustered by source.",
     "strength-bit-accuracy": "Bit accuracy against strength, harder to the right; dotted: chance.",
     "strength-tpr": "TPR at the deployed threshold against strength, harder to the right.",
-    "null": "Matching bits of unattacked, unmarked images against the law that theoretical thresholds trust.",
 }
 
 
@@ -154,13 +124,8 @@ def _caption(name: str) -> str:
     return _CAPTIONS.get(name, "")
 
 
-def _rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    records = summary.astype(object).where(summary.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in records]
-
-
 def _family_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
-    rows = _rows(table)
+    rows = records(table)
     return {m: {r["family"]: r for r in rows if r["method"] == m} for m in run.methods}
 
 
@@ -190,26 +155,33 @@ def markdown(run: Run, summary: pd.DataFrame, table: pd.DataFrame) -> str:
 
 def _mark_quality(run: Run, summary: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """What the mark itself costs: the quality metrics of unattacked marked images."""
-    rows = _rows(summary[summary["attack_name"] == "identity"])
+    rows = records(summary[summary["attack_name"] == "identity"])
     return {row["method"]: row for row in rows}
 
 
-def _nulls(run: Run) -> list[dict[str, Any]]:
-    clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
+def _studies(run: Run) -> tuple[list[NullStudy], dict[str, str]]:
+    try:
+        return study_every(run, whiten=bool((run.images["split"] == "calibration").any()))
+    except StatisticsError as error:
+        return [], {"every method": str(error)}
+
+
+def _potencies(run: Run) -> list[Potency]:
+    """Attacks ranked against each method, where two or more have a curve."""
     found = []
     for method in run.methods:
         try:
-            if clean is None:
-                raise StatisticsError("the benchmark has no attack 'identity'")
-            found.append({"method": method, "report": run.null(method, clean), "refused": ""})
-        except StatisticsError as error:
-            found.append({"method": method, "report": None, "refused": str(error)})
+            ranked = potency(run, method, run.decision())
+        except StatisticsError:
+            continue
+        if len(ranked.ranked) > 1:
+            found.append(ranked)
     return found
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:
     bad = run.cells[~run.cells["status"].isin(["ok", "skipped"])]
-    return _rows(bad)
+    return records(bad)
 
 
 def _skipped(run: Run) -> list[dict[str, Any]]:
@@ -226,8 +198,3 @@ def _skipped(run: Run) -> list[dict[str, Any]]:
             {"reason": reason, "cells": len(rows), "attacks": attacks if len(attacks) < len(run.attacks) else []}
         )
     return found
-
-
-def _references(run: Run) -> list[str]:
-    parts = [*run.config["methods"], *run.config["attacks"], *run.config["metrics"]]
-    return list(dict.fromkeys(reference for part in parts for reference in part["references"]))

@@ -2,6 +2,10 @@
 
 An image is flagged if ``score >= tau``; images with the same score are decided together; nothing is interpolated to a
 point that no threshold attains.
+
+Each class is sorted once and both are merged; integers in a narrow range (matching bits) are only counted; a TPR at a
+fixed FPR needs no curve. What that takes in memory, and the way to 1e8 scores, stands in
+:mod:`~waterproof.bench.statistics.streams`.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import StatisticsError
-from .domain import FloatArray, finite, open_unit
+from .domain import FloatArray, open_unit
 from .intervals import Rate
+from .tally import Tally, both, tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,12 +62,47 @@ class Roc:
         left = 1 / self.n_negative if start is None else float(start)
         if not 0 <= left <= 1:
             raise StatisticsError(f"a ROC cannot start at an FPR of {left:g}; it must lie in 0..1")
-        x, y = _best(self)
+        x, y = _best(self.fpr, self.tpr)
         # The last point below the start says what the curve is worth at the start.
         first = max(int(np.searchsorted(x, left, side="left")) - 1, 0)
-        corners = np.stack([np.repeat(np.maximum(x[first:], left), 2)[1:], np.repeat(y[first:], 2)[:-1]])
-        moved = np.append(True, np.any(np.diff(corners) != 0, axis=0))
-        return corners[0, moved], corners[1, moved]
+        x, y = np.maximum(x[first:], left), y[first:]
+        moved = np.ones(2 * x.size - 1, dtype=np.bool_)
+        moved[1::2], moved[2::2] = x[1:] != x[:-1], y[1:] != y[:-1]
+        return np.repeat(x, 2)[1:][moved], np.repeat(y, 2)[:-1][moved]
+
+    def thinned(self, resolution: float = 0.0) -> Roc:
+        """The same staircase from fewer of its points; nothing is interpolated, every point left is attained.
+
+        Args:
+            resolution: 0: only points between the ends of a level or upright piece go, so :meth:`steps` draws the very
+                same staircase. Above 0, for plots: of points that share a cell of this height in TPR and this many
+                decades of FPR only the first and the last stay, at most a few for each cell that the curve crosses.
+                The staircase drawn from them nowhere lies above the true one, and below it by less than ``resolution``.
+
+        Raises:
+            StatisticsError: ``resolution`` is negative, or 1 or more.
+
+        Example:
+            >>> curve = roc([6.0, 5.0, 4.0], [3.0, 2.0, 1.0])
+            >>> curve.thresholds.size, curve.thinned().thresholds.tolist()
+            (7, [inf, 4.0, 1.0])
+        """
+        if not 0 <= resolution < 1:
+            raise StatisticsError(
+                f"a resolution of {resolution:g} hides nothing or all; it must lie in 0..1, without 1"
+            )
+        across, up = self.fpr[1:] != self.fpr[:-1], self.tpr[1:] != self.tpr[:-1]
+        corner = np.ones(self.fpr.size, dtype=np.bool_)
+        corner[1:-1] = (across[:-1] | across[1:]) & (up[:-1] | up[1:])
+        kept = np.flatnonzero(corner)
+        if resolution:
+            fpr = self.fpr[kept]
+            # An FPR of 0 has a cell of its own, a decade below the smallest that these negatives express.
+            decades = np.log10(np.maximum(fpr, 0.1 / self.n_negative, out=fpr), out=fpr) / resolution
+            new = np.diff(np.floor(decades)) != 0
+            new |= np.diff(np.floor(self.tpr[kept] / resolution)) != 0
+            kept = kept[np.append(True, new) | np.append(new, True)]
+        return Roc(self.thresholds[kept], self.fpr[kept], self.tpr[kept], self.n_positive, self.n_negative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +131,7 @@ def roc(positives: npt.ArrayLike, negatives: npt.ArrayLike) -> Roc:
         >>> curve.thresholds.tolist(), curve.fpr.tolist(), curve.tpr.tolist()
         ([inf, 3.0, 2.0, 1.0], [0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
-    high, low = finite(positives, "scores of positives"), finite(negatives, "scores of negatives")
-    attained = np.unique(np.concatenate([high, low]))[::-1]
-    return Roc(
-        np.concatenate([[np.inf], attained]),
-        np.concatenate([[0.0], _share_at_least(low, attained)]),
-        np.concatenate([[0.0], _share_at_least(high, attained)]),
-        high.size,
-        low.size,
-    )
+    return curve(tally(*both(positives, negatives)))
 
 
 def tpr_at_fpr(positives: npt.ArrayLike, negatives: npt.ArrayLike, alpha: float) -> OperatingPoint:
@@ -112,10 +144,38 @@ def tpr_at_fpr(positives: npt.ArrayLike, negatives: npt.ArrayLike, alpha: float)
         >>> tpr_at_fpr([5.0, 4.0, 1.0], [3.0, 2.0, 1.0, 0.0], 0.25)
         OperatingPoint(threshold=3.0, tpr=0.6666666666666666, fpr_attained=0.25)
     """
-    curve = roc(positives, negatives)
-    _expressible(alpha, curve.n_negative)
-    last = int(np.searchsorted(curve.fpr, alpha, side="right")) - 1
-    return OperatingPoint(float(curve.thresholds[last]), float(curve.tpr[last]), float(curve.fpr[last]))
+    high, low = both(positives, negatives)
+    # What scores above this negative is flagged: with it, or with the next score below it, one negative too many is.
+    first = low.size - 1 - false_positives(alpha, low.size)
+    cut = np.partition(low, first)[first]
+    flagged = high[high > cut], low[low > cut]
+    threshold = min((float(scores.min()) for scores in flagged if scores.size), default=math.inf)
+    return OperatingPoint(threshold, flagged[0].size / high.size, flagged[1].size / low.size)
+
+
+def false_positives(alpha: float, n: int) -> int:
+    """The most false positives among ``n`` negatives whose share is at most ``alpha``, at least 1.
+
+    Raises:
+        StatisticsError: ``alpha`` is below ``1 / n``, so these negatives cannot show it.
+
+    Example:
+        >>> false_positives(0.3, 10), false_positives(1e-3, 1_000_000)
+        (3, 1000)
+    """
+    open_unit(alpha, "alpha")
+    if n < 1 or alpha < 1 / n:
+        needed = needed_negatives(alpha, None)
+        raise StatisticsError(f"an FPR of {alpha:g} needs at least {needed} negatives, there are {n}")
+    count = math.floor(alpha * n)
+    # The product may have been rounded across an integer; the share decides.
+    return count + ((count + 1) / n <= alpha) - (count / n > alpha)
+
+
+def curve(counts: Tally) -> Roc:
+    """The ROC of counted scores."""
+    n1, n0 = counts.sizes()
+    return Roc(counts.thresholds, counts.negatives / n0, counts.positives / n1, n1, n0)
 
 
 def needed_negatives(alpha: float, level: float | None = 0.95) -> int:
@@ -163,22 +223,27 @@ def auc(positives: npt.ArrayLike, negatives: npt.ArrayLike, level: float = 0.95)
         >>> rate.value, rate.low > 0.4, rate.high, rate.method
         (1.0, True, 1.0, 'Newcombe')
     """
+    open_unit(level, "level")
+    return area(tally(*both(positives, negatives)), level)
+
+
+def area(counts: Tally, level: float) -> Rate:
+    """:func:`auc` of counted scores."""
     from scipy.special import ndtri
 
-    open_unit(level, "level")
-    high, low = finite(positives, "scores of positives"), finite(negatives, "scores of negatives")
-    area, variance = _delong(high, low)
-    z = float(ndtri((1 + level) / 2))
-    n = high.size + low.size
+    z = float(ndtri((1 + open_unit(level, "level")) / 2))
+    n1, n0 = counts.sizes()
+    n = n1 + n0
+    value, variance = _delong(counts)
     if not variance > 0:
-        return Rate(area, *_newcombe(area, high.size, low.size, z), n, n, "Newcombe", level)
+        return Rate(value, *_newcombe(value, n1, n0, z), n, n, "Newcombe", level)
     error = math.sqrt(variance)
-    centre, half = math.log(area / (1 - area)), z * error / (area * (1 - area))
+    centre, half = math.log(value / (1 - value)), z * error / (value * (1 - value))
     ends = _logistic(centre - half), _logistic(centre + half)
-    if area - z * error >= 0 and area + z * error <= 1:
-        return Rate(area, *ends, n, n, "DeLong", level)
-    other = _newcombe(area, high.size, low.size, z)
-    return Rate(area, min(ends[0], other[0]), max(ends[1], other[1]), n, n, "DeLong and Newcombe, the wider", level)
+    if value - z * error >= 0 and value + z * error <= 1:
+        return Rate(value, *ends, n, n, "DeLong", level)
+    other = _newcombe(value, n1, n0, z)
+    return Rate(value, min(ends[0], other[0]), max(ends[1], other[1]), n, n, "DeLong and Newcombe, the wider", level)
 
 
 def partial_auc(curve: Roc, alpha: float) -> float:
@@ -194,49 +259,37 @@ def partial_auc(curve: Roc, alpha: float) -> float:
         0.5
     """
     if alpha != 1:
-        _expressible(alpha, curve.n_negative)
-    x, y = _best(curve)
+        false_positives(alpha, curve.n_negative)
+    last = int(np.searchsorted(curve.fpr, alpha, side="right")) + 1
+    x, y = _best(curve.fpr[:last], curve.tpr[:last])
     return float(np.diff(np.minimum(x, alpha)) @ y[:-1])
 
 
-def _expressible(alpha: float, n: int) -> None:
-    open_unit(alpha, "alpha")
-    if alpha < 1 / n:
-        needed = needed_negatives(alpha, None)
-        raise StatisticsError(f"an FPR of {alpha:g} needs at least {needed} negatives, there are {n}")
-
-
-def _share_at_least(scores: FloatArray, thresholds: FloatArray) -> FloatArray:
-    below = np.searchsorted(np.sort(scores), thresholds, side="left")
-    return np.asarray((scores.size - below) / scores.size, dtype=np.float64)
-
-
-def _best(curve: Roc) -> tuple[FloatArray, FloatArray]:
+def _best(fpr: FloatArray, tpr: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Each attained FPR once, with the largest TPR there."""
-    last = np.append(np.diff(curve.fpr) > 0, True)
-    return curve.fpr[last], curve.tpr[last]
+    last = np.append(fpr[1:] != fpr[:-1], True)
+    return fpr[last], tpr[last]
 
 
 def _logistic(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
-def _midranks(values: FloatArray) -> FloatArray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
+def _delong(counts: Tally) -> tuple[float, float]:
+    """Area and DeLong's variance; NaN for the variance where a class has a single image.
 
-
-def _delong(positives: FloatArray, negatives: FloatArray) -> tuple[float, float]:
-    """Area and DeLong's variance; NaN for the variance where a class has a single image."""
-    n1, n0 = positives.size, negatives.size
-    ranks = _midranks(np.concatenate([positives, negatives]))
-    above = (ranks[:n1] - _midranks(positives)) / n0
-    below = 1 - (ranks[n1:] - _midranks(negatives)) / n1
-    area = float(above.mean())
+    An image's placement is the share of the other class that it beats, ties half; twice its numerator is an integer.
+    """
+    n1, n0 = counts.sizes()
+    doubled = sum(int(ties @ wins) for (ties, wins), _ in counts.placements())
+    value = doubled / (2 * n1 * n0)
     if min(n1, n0) < 2:
-        return area, math.nan
-    return area, float(above.var(ddof=1) / n1 + below.var(ddof=1) / n0)
+        return value, math.nan
+    means, squares = (doubled / n1, doubled / n0), [0.0, 0.0]
+    for pair in counts.placements():
+        for side, (ties, wins) in enumerate(pair):
+            squares[side] += float(ties @ (wins - means[side]) ** 2)
+    return value, squares[0] / (n1 - 1) / n1 / (2 * n0) ** 2 + squares[1] / (n0 - 1) / n0 / (2 * n1) ** 2
 
 
 def _newcombe(area: float, n1: int, n0: int, z: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...core.errors import StatisticsError
 from . import binomial
-from .domain import Sided, finite, open_unit
+from .domain import Sided, finite, open_unit, sidedness
 from .intervals import clopper_pearson
 from .roc import needed_negatives
 from .splits import Sources, one_per_source
@@ -19,22 +19,26 @@ VERSION = 1
 """Raised when a rule changes; a threshold of another version is not comparable."""
 
 
+Rule = Literal["theory", "certified", "fixed", "extrapolated"]
+
+
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """A threshold with its rule; compare scores with it in float64: flag if ``score >= value``.
 
     Attributes:
-        rule: ``theory`` (from the null distribution), ``certified`` (from calibration negatives) or ``fixed``.
+        rule: ``theory`` (from the null distribution), ``certified`` (from calibration negatives), ``extrapolated``
+            (from a tail law fitted to them) or ``fixed`` (stated by somebody).
         version: of the rule.
         alpha: the FPR that it promises; None if it promises none.
-        value: the threshold; for ``theory`` a number of matching bits.
+        value: the threshold; for a payload a number of matching bits.
         sided: two-sided also flags ``score <= k - value``.
         n_calibration: calibration negatives that were given.
         sources: sources among them, one image each, that set the threshold.
         note: what else a reader must know, one sentence.
     """
 
-    rule: Literal["theory", "certified", "fixed"]
+    rule: Rule
     version: int
     alpha: float | None
     value: float
@@ -62,7 +66,13 @@ def theory(k: int, alpha: float, sided: Sided = "one") -> Threshold:
 
 
 def certified(
-    negatives: npt.ArrayLike, sources: Sources, alpha: float, level: float = 0.95, seed: int = 0
+    negatives: npt.ArrayLike,
+    sources: Sources,
+    alpha: float,
+    level: float = 0.95,
+    seed: int = 0,
+    sided: Sided = "one",
+    bits: int = 0,
 ) -> Threshold:
     """The smallest threshold whose FPR is at most ``alpha`` with confidence ``level``, from calibration negatives.
 
@@ -75,9 +85,12 @@ def certified(
         alpha: the FPR to promise.
         level: the confidence.
         seed: of the pick.
+        sided: ``"two"`` also flags images with as many wrong bits; then ``bits`` is needed.
+        bits: payload length k where the scores are numbers of matching bits.
 
     Raises:
-        StatisticsError: there are too few sources to promise ``alpha`` even without a false positive.
+        StatisticsError: a real-valued score has no second side, or there are too few sources to promise ``alpha`` even
+            without a false positive.
 
     Example:
         >>> rule = certified(np.arange(3000), None, 1e-3)
@@ -87,6 +100,10 @@ def certified(
     open_unit(alpha, "alpha")
     open_unit(level, "level")
     scores = finite(negatives, "scores of negatives")
+    if sidedness(sided) == "two":
+        if bits < 1:
+            raise StatisticsError("a two-sided decision counts wrong bits; a score without a payload has one side")
+        scores = np.maximum(scores, bits - scores)
     kept = np.sort(scores[one_per_source(sources, seed, scores.size)])[::-1]
     needed = needed_negatives(alpha, level)
     if kept.size < needed:
@@ -101,10 +118,40 @@ def certified(
     value = excluded + 1 if whole else float(np.nextafter(excluded, np.inf))
     flagged = int(np.count_nonzero(kept >= value))
     note = f"{flagged} of {kept.size} calibration negatives are flagged; confidence {level:.0%}"
-    return Threshold("certified", VERSION, float(alpha), value, "one", scores.size, kept.size, note)
+    return Threshold("certified", VERSION, float(alpha), value, sided, scores.size, kept.size, note)
 
 
-def fixed(value: float) -> Threshold:
+def extrapolated(
+    negatives: npt.ArrayLike, sources: Sources, alpha: float, level: float = 0.95, seed: int = 0
+) -> Threshold:
+    """A threshold beyond the calibration negatives, by a tail law fitted to the largest of them.
+
+    The upper end of a one-sided interval of the ``1 - alpha`` quantile, see :mod:`.tails`: the FPR is at most ``alpha``
+    with confidence ``level`` if the tail law holds, which nobody can check out there. Never to be confused with
+    :func:`certified`.
+
+    Arguments as :func:`certified`; scores are real-valued.
+
+    Raises:
+        StatisticsError: the scores are matching bits (use ``theory``), or too few to carry the tail that far.
+
+    Example:
+        >>> rule = extrapolated(np.random.default_rng(0).normal(size=4000), None, 1e-4)
+        >>> 3.5 < rule.value < 6
+        True
+    """
+    from .tails import fit_tail
+
+    open_unit(alpha, "alpha")
+    scores = finite(negatives, "scores of negatives")
+    tail = fit_tail(scores, sources, level=level, seed=seed)
+    value = tail.upper(alpha, level)
+    note = f"extrapolated from {tail.sources} calibration negatives; confidence {level:.0%} if the tail law holds"
+    note += f"; {tail.note}" if tail.note else ""
+    return Threshold("extrapolated", VERSION, float(alpha), value, "one", scores.size, tail.sources, note)
+
+
+def fixed(value: float, sided: Sided = "one") -> Threshold:
     """A threshold that somebody states, without a promise.
 
     Example:
@@ -113,7 +160,7 @@ def fixed(value: float) -> Threshold:
     """
     if not np.isfinite(value):
         raise StatisticsError(f"a fixed threshold is a finite number, not {value}")
-    return Threshold("fixed", VERSION, None, float(value), note="stated, not calibrated")
+    return Threshold("fixed", VERSION, None, float(value), sidedness(sided), note="stated, not calibrated")
 
 
 def false_alarms_per_billion(fpr: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from waterproof.bench.benchmark import Benchmark, validate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from waterproof.bench.baseline import Baseline
     from waterproof.bench.results import Run
 
 RESULTS = ("scores", "quality", "failures", "cells", "images")
@@ -76,6 +78,13 @@ def result_values() -> Callable[[Run], dict[tuple[Any, ...], Any]]:
         return values
 
     return read
+
+
+@pytest.fixture(scope="session")
+def baseline_of() -> Callable[..., Baseline]:
+    """Results without images, see ``synthetic.py``."""
+    build: Callable[..., Baseline] = runpy.run_path(str(Path(__file__).with_name("synthetic.py")))["baseline_of"]
+    return build
 
 
 class CommandLine:

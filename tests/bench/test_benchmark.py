@@ -102,7 +102,12 @@ def test_a_file_without_a_name_is_called_after_itself(load: Any) -> None:
         ("[80, 50]", "[80, [50]]", 10, "jpeg: quality: input should be a valid integer"),
         ("area: 0.5", "area: big", 12, "crop: area: input should be a valid number"),
         ("fpr: 0.01", "fpr: 1", 16, "decision.fpr: input should be less than 1, not 1"),
-        ("fpr: 0.01", "rule: guess", 16, "decision.rule: input should be 'theory' or 'certified', not 'guess'"),
+        (
+            "fpr: 0.01",
+            "rule: guess",
+            16,
+            "decision.rule: input should be 'theory', 'certified', 'fixed' or 'extrapolated', not 'guess'",
+        ),
         ("engine: inline", "shard: 0", 18, "runtime.shard: input should be greater than or equal to 1, not 0"),
         ("seed: 3", "seed: three", 14, "seed: input should be a valid integer"),
         ("seed: 3", "limit: 0", 14, "limit: input should be greater than or equal to 1, not 0"),

@@ -237,7 +237,7 @@ def test_another_decision_gives_another_summary_of_the_same_evidence(run: Run) -
     [
         ({"fpr": 0}, "fpr: input should be greater than 0, not 0"),
         ({"fpr": 1.5}, "fpr: input should be less than 1"),
-        ({"rule": "guess"}, "rule: input should be 'theory' or 'certified'"),
+        ({"rule": "guess"}, "rule: input should be 'theory', 'certified', 'fixed' or 'extrapolated'"),
         ({"sided": "three"}, "sided: input should be 'one' or 'two'"),
     ],
 )

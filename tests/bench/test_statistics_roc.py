@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from waterproof.bench.statistics.roc import OperatingPoint, auc, needed_negatives, partial_auc, roc, tpr_at_fpr
+from waterproof.bench.statistics.roc import OperatingPoint, Roc, auc, needed_negatives, partial_auc, roc, tpr_at_fpr
 from waterproof.core.errors import StatisticsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=30)
 
@@ -218,3 +223,157 @@ def test_scores_that_say_nothing_are_refused(function, positives, negatives, mes
 def test_a_staircase_outside_the_unit_interval_is_refused() -> None:
     with pytest.raises(StatisticsError, match=r"must lie in 0\.\.1"):
         roc([1.0], [0.0]).steps(2.0)
+
+
+TYPES = ["uint8", "int8", "int16", "int64", "uint64", ">i4", "bool", "float16", "float32", "float64", ">f8"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("other", ["float32", "int64"])
+@pytest.mark.parametrize("spread", [40, 1e-3])
+def test_scores_of_every_type_are_compared_as_the_numbers_they_are(dtype: str, other: str, spread: float) -> None:
+    draws = np.random.default_rng(0)
+    positives = (60 + spread * draws.normal(0.5, 1, 300)).clip(0, 127).astype(dtype)
+    negatives = (60 + spread * draws.normal(0, 1, 400)).clip(0, 127).astype(other)
+    fpr, tpr, thresholds = roc_curve(*labelled(positives.tolist(), negatives.tolist()), drop_intermediate=False)
+    curve = roc(positives, negatives)
+    assert {array.dtype for array in (curve.thresholds, curve.fpr, curve.tpr)} == {np.dtype("float64")}
+    np.testing.assert_array_equal(curve.thresholds, thresholds)
+    np.testing.assert_allclose(curve.fpr, fpr, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(curve.tpr, tpr, rtol=0, atol=1e-15)
+    found = tpr_at_fpr(positives, negatives, 0.1)
+    at = np.searchsorted(fpr, 0.1, side="right") - 1
+    assert found == OperatingPoint(thresholds[at], pytest.approx(tpr[at]), pytest.approx(fpr[at]))
+
+
+def test_neighbouring_float32_scores_are_no_tie() -> None:
+    one = np.float32(0.1)
+    above = np.nextafter(one, np.float32(1))
+    curve = roc(np.array([above]), np.array([one]))
+    assert curve.thresholds.tolist() == [math.inf, float(above), float(one)]
+    between = (float(one) + float(above)) / 2
+    positives, negatives = np.array([one, above]), np.array([between, -1.0, -1.0])
+    assert roc(positives, negatives).thresholds.tolist() == [math.inf, float(above), between, float(one), -1.0]
+    assert tpr_at_fpr(positives, negatives, 0.4) == OperatingPoint(float(one), 1.0, 1 / 3)
+    assert tpr_at_fpr(positives, [between, between, -1.0], 0.4) == OperatingPoint(float(above), 0.5, 0.0)
+
+
+def test_integers_that_float64_rounds_are_rounded() -> None:
+    assert roc([2**53 + 1] * 9, [2**53] * 9).thresholds.tolist() == [math.inf, 2.0**53]
+    assert roc([2**53 - 1] * 9, [2**53] * 9).thresholds.tolist() == [math.inf, 2.0**53, 2.0**53 - 1]
+
+
+@pytest.mark.parametrize("step", [1, 0.5, 1e4])
+def test_counting_and_sorting_find_the_same_curve_as_a_loop(step: float) -> None:
+    draws = np.random.default_rng(1)
+    positives, negatives = step * draws.binomial(20, 0.7, 500) - 3, step * draws.binomial(20, 0.5, 700) - 3
+    curve = roc(positives, negatives)
+    for i, tau in enumerate([math.inf, *sorted({*positives, *negatives}, reverse=True)]):
+        assert curve.thresholds[i] == tau
+        assert curve.fpr[i] == np.mean(negatives >= tau)
+        assert curve.tpr[i] == np.mean(positives >= tau)
+    assert curve.thresholds.size == i + 1
+
+
+@pytest.mark.parametrize("decimals", [12, 1, 0])
+def test_areas_of_a_million_scores_are_scikit_learns_and_delongs_by_midranks(decimals: int) -> None:
+    draws = np.random.default_rng(4)
+    positives, negatives = draws.normal(1, 1, 400_000).round(decimals), draws.normal(0, 1, 600_000).round(decimals)
+    joint = stats.rankdata(np.r_[positives, negatives])
+    above = (joint[:400_000] - stats.rankdata(positives)) / 600_000
+    below = (joint[400_000:] - stats.rankdata(negatives)) / 400_000
+    area = roc_auc_score(*labelled(positives, negatives))
+    half = math.sqrt(above.var(ddof=1) / 400_000 + below.var(ddof=1) / 600_000) / (area * (1 - area))
+    ends = [float(1 / (1 + np.exp(-(np.log(area / (1 - area)) + sign * half)))) for sign in (-1, 1)]
+    rate = auc(positives, negatives, level=math.erf(math.sqrt(0.5)))
+    assert (rate.value, rate.low, rate.high) == pytest.approx((area, *ends), abs=1e-12)
+
+
+def corners(curve: Roc) -> list[tuple[float, float, float]]:
+    points = list(zip(curve.thresholds.tolist(), curve.fpr.tolist(), curve.tpr.tolist(), strict=True))
+    inner = []
+    for before, point, after in zip(points, points[1:], points[2:], strict=False):
+        level = before[2] == point[2] == after[2]
+        upright = before[1] == point[1] == after[1]
+        if not level and not upright:
+            inner.append(point)
+    return [points[0], *inner, points[-1]]
+
+
+def heights(curve: Roc, at: np.ndarray) -> np.ndarray:
+    """What the staircase is worth at each FPR: the best TPR of all points up to there."""
+    return np.array([curve.tpr[curve.fpr <= x].max() for x in at])
+
+
+@given(scores, scores)
+@settings(max_examples=200, deadline=None)
+def test_a_thinned_curve_is_its_corners_and_draws_the_same_staircase(
+    positives: list[float], negatives: list[float]
+) -> None:
+    curve = roc(positives, negatives)
+    thin = curve.thinned()
+    found = zip(thin.thresholds.tolist(), thin.fpr.tolist(), thin.tpr.tolist(), strict=True)
+    assert list(found) == corners(curve)
+    assert (thin.n_positive, thin.n_negative) == (curve.n_positive, curve.n_negative)
+    np.testing.assert_array_equal(heights(thin, curve.fpr), heights(curve, curve.fpr))
+    assert partial_auc(thin, 1) == pytest.approx(partial_auc(curve, 1), abs=1e-12)
+    assert {*zip(*thin.steps(), strict=True)} <= {*zip(*curve.steps(), strict=True)}
+
+
+def test_without_ties_thinning_drops_what_scikit_learn_drops() -> None:
+    draws = np.random.default_rng(5)
+    positives, negatives = draws.normal(1, 1, 3000), draws.normal(0, 1, 2000)
+    fpr, tpr, thresholds = roc_curve(*labelled(positives, negatives), drop_intermediate=True)
+    thin = roc(positives, negatives).thinned()
+    # scikit-learn keeps the first attained threshold wherever it lies.
+    first = 2 if thin.thresholds[1] != thresholds[1] else 1
+    np.testing.assert_array_equal(thin.thresholds[1:], thresholds[first:])
+    np.testing.assert_allclose(thin.fpr[1:], fpr[first:], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(thin.tpr[1:], tpr[first:], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("resolution", [0.5, 0.01, 1e-3])
+def test_a_curve_thinned_for_a_plot_stays_within_its_resolution_below(resolution: float) -> None:
+    draws = np.random.default_rng(6)
+    curve = roc(draws.normal(1, 1, 20_000), draws.normal(0, 1, 20_000))
+    thin = curve.thinned(resolution)
+    at = np.unique(np.r_[0, np.geomspace(1 / 20_000, 1, 500), curve.fpr[::97]])
+    gap = heights(curve, at) - heights(thin, at)
+    assert gap.min() >= 0
+    assert gap.max() < resolution
+    assert {*zip(thin.fpr, thin.tpr, strict=True)} <= {*zip(curve.fpr, curve.tpr, strict=True)}
+    assert thin.thresholds.size <= min(curve.thinned().thresholds.size, 2 * (1 / resolution + 6 / resolution) + 4)
+    assert (thin.fpr[0], thin.tpr[0], thin.fpr[-1], thin.tpr[-1]) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("resolution", [-0.1, 1.0, math.nan])
+def test_a_resolution_outside_the_unit_interval_is_refused(resolution: float) -> None:
+    with pytest.raises(StatisticsError, match=r"it must lie in 0\.\.1"):
+        roc([1.0], [0.0]).thinned(resolution)
+
+
+def test_perfect_separation_has_three_corners_however_many_scores() -> None:
+    scores = np.random.default_rng(7).random(1_000_000)
+    thin = roc(scores[:500_000] + 2, scores[500_000:]).thinned()
+    assert (thin.fpr.tolist(), thin.tpr.tolist()) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+
+
+def peak(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    call()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_memory_stays_within_a_few_numbers_for_each_score() -> None:
+    draws = np.random.default_rng(8)
+    positives, negatives = draws.normal(1, 1, 500_000), draws.normal(0, 1, 500_000)
+    bits = draws.binomial(48, 0.7, 500_000), draws.binomial(48, 0.5, 500_000)
+    # Warm: lazily imported modules are no memory of the call.
+    auc([1.0], [0.0])
+    assert peak(lambda: roc(positives, negatives)) < 40 * 1_000_000
+    assert peak(lambda: auc(positives, negatives)) < 48 * 1_000_000
+    assert peak(lambda: tpr_at_fpr(positives, negatives, 1e-3)) < 6 * 1_000_000
+    for function in (roc, auc):
+        assert peak(lambda function=function: function(*bits)) < 8 * 1_000_000
