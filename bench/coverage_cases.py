@@ -39,17 +39,27 @@ def _flags(rng: np.random.Generator, sources: int, images: int, share: float, ic
     return (rng.random((sources, images)) < chance[:, None]).ravel(), np.repeat(np.arange(sources), images)
 
 
-def _single_proportions(name: str) -> list[Case]:
-    interval = getattr(intervals, name)
-
+def _exact_proportions() -> list[Case]:
     def case(n: int, share: float) -> Case:
         def hit(rng: np.random.Generator) -> bool:
-            low, high = interval(int(rng.binomial(n, share)), n, LEVEL)
+            low, high = intervals.clopper_pearson(int(rng.binomial(n, share)), n, LEVEL)
             return bool(low <= share <= high)
 
         return Case(f"n = {n}, rate {share:g}", LEVEL, hit)
 
     return [case(n, share) for n in (20, 100, 1000) for share in (0.5, 0.9, 0.99, 0.999)]
+
+
+def _score_proportions() -> list[Case]:
+    def case(n: int) -> Case:
+        def hit(rng: np.random.Generator) -> bool:
+            share = float(rng.random())
+            low, high = intervals.wilson(int(rng.binomial(n, share)), n, LEVEL)
+            return bool(low <= share <= high)
+
+        return Case(f"n = {n}, rates drawn evenly from 0 to 1", LEVEL, hit)
+
+    return [case(n) for n in (20, 100, 1000)]
 
 
 def _clustered_proportions() -> list[Case]:
@@ -166,8 +176,11 @@ def refusing(hit: Hit) -> Hit:
 
 
 _RATES: dict[str, tuple[str, list[Case]]] = {
-    "clopper-pearson": ("Exact interval of a rate, one image per source.", _single_proportions("clopper_pearson")),
-    "wilson": ("Score interval of a rate: covers on average, not everywhere.", _single_proportions("wilson")),
+    "clopper-pearson": ("Exact interval of a rate, one image per source.", _exact_proportions()),
+    "wilson": (
+        "Score interval of a rate: promised on average over rates only (91.5 % at a rate of .999 among 1,000).",
+        _score_proportions(),
+    ),
     "proportion": ("Rates whose images share sources.", _clustered_proportions()),
     "mean": ("Means (bit accuracy, quality) whose images share sources.", _means()),
     "auc": ("Area under the ROC, one image per source, normal scores.", _areas()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -122,8 +123,8 @@ def print_null(studies: Sequence[NullStudy], refused: Mapping[str, str]) -> None
             w = study.whitened
             console.print(
                 f"  whitened (fitted on {w.fitted} other images): {'holds' if w.after.holds else 'fails'}, "
-                f"{number(w.before.effective_bits, 1)} -> {number(w.after.effective_bits, 1)} bits worth, TPR at the "
-                f"threshold by theory {number(w.tpr_before)} -> {number(w.tpr_after)}",
+                f"{number(w.before.effective_bits, 1)} -> {number(w.after.effective_bits, 1)} bits worth"
+                + ("" if isnan(w.tpr_before) else f", TPR by theory {number(w.tpr_before)} -> {number(w.tpr_after)}"),
                 markup=False,
             )
         if study.refused:

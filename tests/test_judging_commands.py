@@ -165,3 +165,51 @@ def test_report_takes_a_fixed_threshold_and_two_sides(cli: Callable[..., Any], r
     assert (frame["threshold"] == 20).all()
     assert set(frame["rule"]) == {"fixed"}
     assert set(frame["sided"]) == {"two"}
+
+
+BROKEN = """
+from waterproof.bench.methods.dwt import DwtDct
+
+class Broken(DwtDct):
+    def embed(self, images, keys, seed):
+        raise RuntimeError("out of ink")
+    def decode(self, images):
+        raise RuntimeError("out of light")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "EMPTY", "EMPTY"], 4, "Nothing was comparable."),
+        (["leaderboard", "EMPTY"], 4, "not ranked"),
+        (["baseline", "EMPTY", "x.parquet"], 2, "nothing was measured, so there is nothing to freeze"),
+        (["attribute", "EMPTY"], 2, "no marked image to attribute"),
+        (["null", "EMPTY"], 2, "no unmarked image was scored"),
+    ],
+)
+def test_a_run_in_which_nothing_was_measured_is_refused(
+    cli: Callable[..., Any], tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    run = evaluate(
+        [f"{tmp_path}/broken.py:Broken"], {"deadleaves": {"count": 2}}, ["identity"], tmp_path / "e", **FIELDS
+    )
+    assert not run.measured
+    said = cli(*(str(run.folder) if a == "EMPTY" else a for a in arguments))
+    assert said.code == code
+    assert message in " ".join((said.out + said.err).split())
+    assert "Traceback" not in said.err
+
+
+def test_one_class_or_scores_that_are_no_numbers_are_refused() -> None:
+    from waterproof.bench.statistics.paired import auc_change
+    from waterproof.bench.statistics.roc import auc, roc
+    from waterproof.core.errors import StatisticsError
+
+    with pytest.raises(StatisticsError, match="scores of negatives: there are none"):
+        roc([1.0, 2.0], [])
+    with pytest.raises(StatisticsError, match=r"scores of positives: 1 of 2 are NaN or infinite"):
+        auc([1.0, float("nan")], [0.0])
+    with pytest.raises(StatisticsError):
+        auc_change([1.0, 2.0], [0.0, 1.0], [1.0], [0.0, 1.0])

@@ -8,7 +8,7 @@ of what exactness asks.
 
 A mean of differences is the studentised bootstrap's. It fails where few sources carry all the change: with 2 of 200
 images expected to differ by the same amount it covers 86 %, and if one in ten of those that differ drops far, 28 %. So
-below 20 such sources the interval reckons with images like none that was seen (:func:`mean_change`).
+below 40 such sources the interval reckons with images like none that was seen (:func:`mean_change`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
     "verdict",
 ]
 
-_FEW_CARRIERS = 20
+_FEW_CARRIERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def mean_change(
     """The change of a mean over images: bit accuracy, PSNR, a score.
 
     Interval and p-values are the studentised bootstrap's over sources (Student's t where it cannot resample). Where
-    fewer than 20 sources carry the spread (see :func:`.paired_intervals.carriers`), or none does:
+    fewer than 40 sources carry the spread (see :func:`.paired_intervals.carriers`), or none does:
 
     - the p-values are a randomisation test's, that each source is as likely to be better as worse (for differences of
       one size the exact McNemar test), or the bootstrap's where that has an answer and it is larger;
@@ -250,7 +250,8 @@ def verdict(
     """What a change amounts to; the first of these that holds.
 
     - ``identical``: every image has the same value in both runs.
-    - ``regression``: significantly worse (adjusted p at most ``alpha``) and by more than the margin.
+    - ``regression``: significantly worse (adjusted p at most ``alpha``, and the interval does not hold 0) and by more
+      than the margin. Where few images differ, test and interval can disagree: a claim must survive both.
     - ``improvement``: the same for the better.
     - ``equivalent``: the whole interval lies strictly inside the margin. At a level of 95 % that is two one-sided tests
       at 2.5 % each, stricter than the customary 5 %.
@@ -278,7 +279,9 @@ def verdict(
     for p in (p_adjusted_worse, p_adjusted_better):
         if not 0 <= p <= 1:
             raise StatisticsError(f"an adjusted p-value is {p}; it must lie in 0..1")
-    worse, better = p_adjusted_worse <= alpha and change.value < 0, p_adjusted_better <= alpha and change.value > 0
+    # An interval without ends (scores that compare by rank only) excludes nothing.
+    worse = p_adjusted_worse <= alpha and change.value < 0 and not change.high >= 0
+    better = p_adjusted_better <= alpha and change.value > 0 and not change.low <= 0
     if change.identical:
         return "identical"
     if worse and -change.value > margin:

@@ -120,7 +120,7 @@ def swapped_rate_change(
     and for the test images. Luck that both thresholds share is not in it: how the runs compare under a much stricter
     threshold is more than a maximum of a few hundred negatives can say. It reaches as far as the swapped changes do, or
     as the swapped thresholds scatter on either run's own scores together with Tango's interval at fixed thresholds,
-    whichever is wider.
+    whichever is wider. In 36 simulated cells (300 and 450 calibration negatives, FPR .01) it covers 95.0 to 99.3 %.
 
     If the scores have different units and no anchors say so, the level is off (up to 29 % where 5 % was promised). With
     anchors it holds, with less power, and the ends are NaN.
