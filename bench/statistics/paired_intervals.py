@@ -27,7 +27,7 @@ _FEWEST_TO_RESAMPLE = 6
 _MOST_TO_RESAMPLE = 10_000
 _WILDEST_T = 50.0
 _TAIL = 0.01
-_FLIPPED_EXACTLY = 18
+_FLIPPED_EXACTLY = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def carriers(residuals: FloatArray) -> float:
 def sign_flips(sums: FloatArray) -> tuple[float, float]:
     """Randomisation test that each source is as likely to be better as worse: ``p_worse, p_better``, one-sided.
 
-    Exact up to 18 sources that differ; of more, the signs of the 18 largest are enumerated and the others' sum is taken
+    Exact up to 14 sources that differ; of more, the signs of the 14 largest are enumerated and the others' sum is taken
     as normal.
 
     Args:
