@@ -88,12 +88,17 @@ class Comparison:
             worse, failing = self.count("regression"), self.count("newly failing")
             parts = [f"{worse} significant and large"] * bool(worse) + [f"{failing} newly failing"] * bool(failing)
             return f"Regression: {', '.join(parts)}."
-        open_, shown = self.count("undecided"), self.count("equivalent") + self.count("identical")
-        if not open_:
-            return f"No regression: all {shown + self.count('improvement')} stay within their margins or improve."
+        open_, small = self.count("undecided"), self.count("small change")
+        shown = self.count("equivalent") + self.count("identical")
+        aside = self.count("vanished") + self.count("not comparable")
+        tail = f" Not compared: {aside} rows that vanished or are not comparable." * bool(aside)
+        if not open_ and not small:
+            return f"No regression: all {self.tests} stay within their margins or improve.{tail}"
+        parts = [f"{open_} undecided, because the images are too few to tell"] * bool(open_)
+        parts += [f"{small} changed significantly and are not shown to be within the margin"] * bool(small)
         return (
-            f"No regression found, which is not the same as none: {open_} of {self.tests} tests are undecided, because "
-            f"the images are too few to tell; {shown} are shown to stay within their margins."
+            f"No regression found, which is not the same as none: of {self.tests} tests {', '.join(parts)}; {shown} "
+            f"are shown to stay within their margins.{tail}"
         )
 
     def frame(self) -> pd.DataFrame:
@@ -180,6 +185,8 @@ def compare(
 
 def _quantities(on: Sequence[str] | None, metrics: Mapping[str, Any]) -> list[str]:
     valid = ["tpr", "fpr", "auc", "bit_accuracy", *metrics]
+    if on is not None and not on:
+        raise StatisticsError(f"no quantity is given to compare; valid: {', '.join(valid)}")
     for name in on or ():
         if name not in valid:
             raise StatisticsError(f"there is no quantity '{name}' to compare.{nearest(name, valid)}")

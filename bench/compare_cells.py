@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import StatisticsError
 from .statistics import paired, thresholds
-from .summary import Decided, Sample, deployed_threshold, flagged
+from .summary import Decided, Sample, deployed_threshold, flagged, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,19 +103,17 @@ def compared_cell(
         _Side(run, name, *(run.sample(name, blank.attack, arm) for arm in ("marked", "unmarked")))
         for run, name in ((base, old), (new, other))
     )
-    for arm in ("marked", "unmarked"):
-        a, b = getattr(before, arm), getattr(after, arm)
-        if b.failed > a.failed:
-            yield replace(
-                blank,
-                outcome="newly failing",
-                note=f"{b.failed} of {b.planned} {arm} images fail, {a.failed} did before: {b.reason}",
-            )
-        elif len(a.values) and b.status in ("skipped", "missing"):
-            yield replace(blank, outcome="vanished", note=f"{arm} images: {b.reason}")
     if not (len(before.marked.values) or len(before.unmarked.values)):
         yield replace(blank, note=f"the base run has nothing here: {before.marked.reason}")
         return
+    for arm in ("marked", "unmarked"):
+        a, b = getattr(before, arm), getattr(after, arm)
+        lost = len(set(a.images) - set(b.images))
+        if lost and b.status in ("skipped", "missing"):
+            yield replace(blank, outcome="vanished", note=f"{arm} images: {b.reason}")
+        elif lost:
+            note = f"{lost} of {b.planned} {arm} images fail that did not before: {b.reason}"
+            yield replace(blank, outcome="newly failing", note=note)
     yield from _compared(before, after, blank, wanted, known)
 
 
@@ -129,15 +127,25 @@ def _compared(before: _Side, after: _Side, blank: Judged, wanted: list[str], kno
     if "auc" in wanted:
         c, d = _common(before.unmarked, after.unmarked)
         if min(len(a.values), len(c.values)) > 1:
-            change = paired.auc_change(a.values, c.values, b.values, d.values, a.sources, c.sources, level)
-            values = [paired.area(*pair) for pair in ((a.values, c.values), (b.values, d.values))]
-            yield replace(blank, quantity="auc", change=change, base=values[0], new=values[1])
+            yield _area((a, c), (b, d), replace(blank, quantity="auc"), before.run.decision())
     if "bit_accuracy" in wanted and a.bits and b.bits and len(a.values):
         pair = a.values / a.bits, b.values / b.bits
         note = f"payload {a.bits} -> {b.bits} bits" if a.bits != b.bits else ""
         yield _mean(level, replace(blank, quantity="bit_accuracy", note=note), *pair, a.sources, (0.0, 1.0))
     if blank.family == "none":
         yield from _qualities(before, after, blank, wanted)
+
+
+def _area(old: tuple[Sample, Sample], new: tuple[Sample, Sample], blank: Judged, decided: Decided) -> Judged:
+    """The area under the attack-matched ROC; scores as the decision reads them."""
+    scores = [[folded(s.values, s.bits, decided.sided) for s in side] for side in (old, new)]
+    sources = [s.sources for s in old]
+    try:
+        (a, c), (b, d) = scores
+        change = paired.auc_change(a, c, b, d, sources[0], sources[1], decided.level)
+    except StatisticsError as error:
+        return replace(blank, note=str(error))
+    return replace(blank, change=change, base=paired.area(a, c), new=paired.area(b, d))
 
 
 def _common(a: Sample, b: Sample) -> tuple[Sample, Sample]:
@@ -174,7 +182,12 @@ def _rate(before: _Side, after: _Side, arm: str, blank: Judged, known: Threshold
         yield replace(blank, change=paired.rate_change(flags[0], flags[1], a.sources, decided.level))
         return
     try:
-        yield replace(blank, change=_calibrated(before, after, (a, b), decided, known))
+        change = _calibrated(before, after, (a, b), decided, known)
+        seen = float(flags[1].mean() - flags[0].mean())
+        if not math.isclose(change.value, seen, abs_tol=1e-12):
+            # Calibration images that only one run has set another threshold: what was tested are the shared ones.
+            blank = replace(blank, base=None, new=None, note="thresholds set on the calibration images of both runs")
+        yield replace(blank, change=change)
     except StatisticsError as error:
         yield replace(blank, note=str(error))
 
@@ -183,7 +196,7 @@ def _calibrated(
     before: _Side, after: _Side, tested: tuple[Sample, Sample], decided: Decided, known: Thresholds
 ) -> Change:
     """Each run has a threshold of its own, which swapping the runs sets again."""
-    tests = [_folded(sample, decided) for sample in tested]
+    tests = [folded(sample.values, sample.bits, decided.sided) for sample in tested]
     # Matching bits of equal payloads have one unit, and so has an unchanged method; other scores compare by rank.
     specs = [side.run.config["specs"].get(f"method {side.method}") for side in (before, after)]
     same_unit = (tested[0].bits == tested[1].bits > 0) or specs[0] == specs[1]
@@ -199,7 +212,7 @@ def _calibrated(
         return lambda scores, sources: _threshold(scores, sources, decided, bits).value
 
     limits = paired.paired_thresholds(
-        [_folded(sample, decided) for sample in shared],
+        [folded(sample.values, sample.bits, decided.sided) for sample in shared],
         shared[0].sources,
         [rule(sample.bits if same_unit else 0) for sample in shared],
         anchors=None if same_unit else tests,
@@ -218,13 +231,6 @@ def _threshold(scores: np.ndarray, sources: np.ndarray, decided: Decided, bits: 
 def _clean(side: _Side) -> Sample:
     clean = next(a["label"] for a in side.run.config["attacks"] if a["name"] == "identity")
     return side.run.sample(side.method, clean, "unmarked")
-
-
-def _folded(sample: Sample, decided: Decided) -> np.ndarray:
-    if decided.sided == "two" and sample.bits:
-        folded: np.ndarray = np.maximum(sample.values, sample.bits - sample.values)
-        return folded
-    return sample.values
 
 
 def _mean(
@@ -249,11 +255,18 @@ def _qualities(before: _Side, after: _Side, blank: Judged, wanted: list[str]) ->
             yield replace(row, note="another version of the metric" if specs[1] else "the new run lacks this metric")
             continue
         pair = [side.run.image_quality(side.method, blank.attack, label) for side in (before, after)]
+        lost = len(set(pair[0].index) - set(pair[1].index))
+        if lost:
+            reason = after.run.quality_status(after.method, blank.attack, label)
+            outcome: Outcome = "vanished" if reason.startswith(("skipped", "missing")) else "newly failing"
+            yield replace(row, outcome=outcome, note=f"{lost} images have no {label} any more: {reason}")
         joined = pair[0].merge(pair[1], left_index=True, right_index=True, suffixes=("", "_new"))
         finite = joined[np.isfinite(joined["value"]) & np.isfinite(joined["value_new"])]
         if finite.empty:
+            if not joined.empty:
+                yield replace(row, note="no image has a finite value in both runs")
             continue
-        bounds = (0.0, 1.0) if label in ("ssim", "lpips") else None
+        bounds = (-1.0, 1.0) if label == "ssim" else None
         level = before.run.decision().level
         old, new = finite["value"].to_numpy(), finite["value_new"].to_numpy()
         yield _mean(level, row, old, new, finite["source"].to_numpy(), bounds)

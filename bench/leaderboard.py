@@ -139,21 +139,29 @@ def merge(runs: Sequence[Run], **decision: Any) -> Board:
     reference = runs[0].deciding(**decision)
     decided = reference.decision()
     attacks = [a["label"] for a in reference.config["attacks"]]
+    counted = _counted(reference)
     entries: list[Entry] = []
     values: dict[str, np.ndarray] = {}
+    specs: dict[str, list[tuple[str, str]]] = {}
     for run in [reference, *(r.deciding(**reference.config["benchmark"]["decision"]) for r in runs[1:])]:
         reason = incomparable(reference, run) or _other_parts(reference, run)
         tables = None if reason else families(run, decided, attacks)
         for about in run.config["methods"]:
-            entry = Entry(about["label"], str(run.folder), int(about["version"]), int(about["bits"]), reason)
-            entry = _named(entry, entries, run, runs)
+            label = about["label"]
+            entry = Entry(label, str(run.folder), int(about["version"]), int(about["bits"]), reason)
+            spec = str(run.config["specs"].get(f"method {label}"))
+            twin = next((other for other, known in specs.get(label, []) if known == spec), None)
+            if twin is not None and not reason:
+                entry = replace(entry, reason=f"the same method, in the same version, is in {twin}")
+            entry = replace(entry, method=_free_name(label, run, {e.method for e in entries}))
             if not entry.reason and tables is not None:
-                entry, matrix = _measured(entry, run, about["label"], decided, attacks, tables)
+                entry, matrix = _measured(entry, run, label, decided, reference, counted, tables)
                 if matrix is not None:
                     values[entry.method] = matrix
+                    specs.setdefault(label, []).append((str(run.folder), spec))
             entries.append(entry)
     places = {place.name: place for place in rank_methods(values, level=decided.level)} if values else {}
-    entries = [replace(e, place=places.get(e.method) if not e.reason else None) for e in entries]
+    entries = [replace(e, place=places.get(e.method)) for e in entries]
     entries.sort(key=lambda e: (e.place is None, (e.place.rank or 0, e.method) if e.place else (0, "")))
     return Board(
         decided,
@@ -180,20 +188,21 @@ def _other_parts(reference: Run, run: Run) -> str:
     return f"another version of {', '.join(moved)}" if moved else ""
 
 
-def _named(entry: Entry, before: list[Entry], run: Run, runs: Sequence[Run]) -> Entry:
-    """A second row of the same label is a duplicate, or another version that needs a name of its own."""
-    for other in before:
-        if other.method == entry.method:
-            first = next(r for r in runs if str(r.folder) == other.run)
-            spec = f"method {entry.method}"
-            if first.config["specs"].get(spec) == run.config["specs"].get(spec):
-                return replace(entry, reason=entry.reason or f"the same method, in the same version, is in {other.run}")
-            return replace(entry, method=f"{entry.method} · {run.folder.name}")
-    return entry
+def _free_name(label: str, run: Run, taken: set[str]) -> str:
+    """The label; where another row has it, with the run's name, its path, or a number."""
+    names = [label, f"{label} · {run.folder.name}", f"{label} · {run.folder}"]
+    names += [f"{names[-1]} ({i})" for i in range(2, len(taken) + 3)]
+    return next(name for name in names if name not in taken)
 
 
 def _measured(
-    entry: Entry, run: Run, label: str, decided: Decided, attacks: list[str], tables: pd.DataFrame
+    entry: Entry,
+    run: Run,
+    label: str,
+    decided: Decided,
+    reference: Run,
+    counted: list[str],
+    tables: pd.DataFrame,
 ) -> tuple[Entry, np.ndarray | None]:
     """The row's numbers, and flags by source and cell for its rank."""
     try:
@@ -212,14 +221,21 @@ def _measured(
         n=int((run.images["split"] == "test").sum()),
         threshold=limit.value,
     )
-    lacking = [a for a in attacks if a not in run.attacks or run.sample(label, a, "marked").status != "ok"]
+    lacking = [attack for attack in reference.attacks if not _whole(run, label, attack)]
     if lacking:
         some = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        return replace(
-            entry, reason=f"incomplete: {len(lacking)} of {len(attacks)} attacks are not whole ({some})"
-        ), None
-    counted = [a for a in _counted(run) if a in attacks]
+        total = len(reference.attacks)
+        return replace(entry, reason=f"incomplete: {len(lacking)} of {total} attacks are not whole ({some})"), None
     return entry, np.stack([_by_source(run, label, attack, limit) for attack in counted], axis=1)
+
+
+def _whole(run: Run, label: str, attack: str) -> bool:
+    """Whether every test image was scored, marked and unmarked: ranks compare the same images only."""
+    if attack not in run.attacks:
+        return False
+    test = int((run.images["split"] == "test").sum())
+    samples = [run.sample(label, attack, arm) for arm in ("marked", "unmarked")]
+    return all(sample.status == "ok" and int(sample.test.sum()) == test for sample in samples)
 
 
 def _counted(run: Run) -> list[str]:

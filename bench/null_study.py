@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,12 +72,14 @@ class NullStudy:
         cells: one for each attack; the first is unattacked.
         whitened: before and after whitening, if it was asked for.
         refused: why there is no whitening, in words.
+        missing: attacks without a row, and why.
     """
 
     method: str
     cells: tuple[NullCell, ...]
     whitened: Whitened | None = None
     refused: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def clean(self) -> NullCell:
@@ -94,7 +96,7 @@ class NullStudy:
         """What it means for a threshold by theory, in one or two sentences."""
         r = self.clean.report
         if self.holds:
-            moved = [cell.attack for cell in self.cells[1:] if not cell.report.holds]
+            moved = [cell.attack for cell in self.cells[1:] if not (cell.report.holds and cell.pairs.holds)]
             tail = f" After {len(moved)} of {len(self.cells) - 1} attacks it does not." if moved else ""
             return f"The null is not refuted on {r.sources} sources, so a threshold by theory may stand.{tail}"
         reasons = " ".join(text for text in (r.warning, self.clean.pairs.warning) if text)
@@ -164,14 +166,15 @@ def study_null(
     clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
     if clean is None:
         raise StatisticsError("the null starts from unattacked images: add 'identity' to the attacks")
-    cells = []
+    cells, missing = [], {}
     for label in [clean, *(label for label in labels if label != clean)]:
         try:
             cells.append(_cell(run, method, label, keys))
-        except StatisticsError:
-            # An attack that failed for this method has no row; without the unattacked images there is nothing at all.
+        except StatisticsError as error:
+            # Without the unattacked images there is nothing at all.
             if label == clean:
                 raise
+            missing[label] = str(error)
         if tick is not None:
             tick(1, f"{method} {label}")
     found, refused = None, ""
@@ -180,7 +183,7 @@ def study_null(
             found = _whitened(run, method, clean)
         except StatisticsError as error:
             refused = str(error)
-    return NullStudy(method, tuple(cells), found, refused)
+    return NullStudy(method, tuple(cells), found, refused, missing)
 
 
 def study_every(run: Run, keys: int = 1000, whiten: bool = False) -> tuple[list[NullStudy], dict[str, str]]:

@@ -22,7 +22,7 @@ from .statistics.null import NullReport, null_report
 from .statistics.roc import Roc, roc
 from .statistics.splits import split
 from .store import Store
-from .summary import Decided, Sample, summarise
+from .summary import Decided, Sample, folded, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -312,6 +312,13 @@ class Run:
         about = self.images.loc[frame.index] if len(frame) else self.images.iloc[:0]
         return frame.assign(source=about["source"].to_numpy(dtype=object))[(about["split"] == "test").to_numpy()]
 
+    def quality_status(self, method: str, attack: str, metric: str) -> str:
+        """The status of a quality cell and why it is not ok, in words."""
+        row = self._quality_cell(method, attack, metric)
+        if row is None:
+            return "missing: not planned"
+        return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
+
     def _quality_cell(self, method: str, attack: str, metric: str) -> pd.Series | None:
         return self._cell(observer_kind="metric", observer=metric, maker=method, attack=attack)
 
@@ -383,7 +390,7 @@ class Run:
             StatisticsError: a class is empty.
         """
         sides = [self.sample(method, attack, arm) for arm in ("marked", "unmarked")]
-        return roc(*(side.values[side.test] for side in sides))
+        return roc(*(folded(side.values[side.test], side.bits, self.decision().sided) for side in sides))
 
     def null(self, method: str, attack: str = "identity", fpr: float | None = None) -> NullReport:
         """The null of a method: do unmarked images give fair, independent bits?

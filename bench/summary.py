@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.errors import StatisticsError
 from .statistics import binomial, intervals, thresholds
 from .statistics.null import key_spread
+from .statistics.pairs import pair_matches
 from .statistics.roc import auc, tpr_at_fpr
 from .statistics.splits import one_per_source
 
@@ -117,6 +118,14 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
     return thresholds.certified(values, sources, decided.fpr, decided.level, sided=decided.sided, bits=bits)
 
 
+def folded(values: np.ndarray, bits: int, sided: Sided) -> np.ndarray:
+    """Scores as the decision reads them: two-sided, as many wrong bits are as much evidence as right ones."""
+    if sided == "two" and bits:
+        both: np.ndarray = np.maximum(values, bits - values)
+        return both
+    return values
+
+
 def flagged(values: np.ndarray, bits: int, threshold: Threshold) -> np.ndarray:
     """Which images the threshold flags: score >= tau; two-sided, also those with as many wrong bits."""
     above: np.ndarray = values >= threshold.value
@@ -148,10 +157,17 @@ def summarise(run: Run, decided: Decided) -> pd.DataFrame:
 
 
 def null_holds(run: Run, method: str) -> bool | None:
-    """Whether unattacked, unmarked images give fair, independent bits; None where that cannot be tested."""
+    """Whether unattacked, unmarked images give fair, independent bits; None where that cannot be tested.
+
+    The null report's verdict and that of pairs of images, as :class:`.null_study.NullStudy` has it.
+    """
     clean = next((a["label"] for a in run.config["attacks"] if a["name"] == "identity"), None)
     try:
-        return None if clean is None else run.null(method, clean).holds
+        if clean is None or not run.null(method, clean).holds:
+            return None if clean is None else False
+        sample, logits = run.unmarked(method, clean)
+        decided = run.decision()
+        return pair_matches(logits > 0, sample.sources, decided.fpr, decided.sided).holds
     except StatisticsError:
         return None
 
@@ -172,11 +188,13 @@ def _rates(
         "n_planned": marked.planned,
         "n_scored": len(marked.values),
         "n_failed": marked.failed,
+        "n_scored_unmarked": len(unmarked.values),
+        "n_failed_unmarked": unmarked.failed,
         "n_positives": len(positives),
         "n_negatives": len(negatives),
         "n_sources": len(set(p_sources)),
     }
-    notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status not in ("ok",)][:1]
+    notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status != "ok"]
     if threshold is not None:
         alarms = flagged(negatives, marked.bits, threshold)
         row |= _rate("tpr", flagged(positives, marked.bits, threshold), p_sources, decided.level)
@@ -188,9 +206,10 @@ def _rates(
             row["null_p"] = exceeds(alarms, n_sources, nominal)
             row["null_moved"] = bool(row["null_p"] < NULL_LEVEL)
         if unmarked.logits is not None and len(negatives):
-            mean, worst = key_spread(unmarked.logits[unmarked.test], threshold.value)
+            mean, worst = key_spread(unmarked.logits[unmarked.test], threshold.value, sided=threshold.sided)
             row |= {"fpr_keys_mean": mean, "fpr_keys_worst": worst}
-    row |= _matched((positives, p_sources), (negatives, n_sources), decided, notes)
+    scores = [folded(values, marked.bits, decided.sided) for values in (positives, negatives)]
+    row |= _matched((scores[0], p_sources), (scores[1], n_sources), decided, notes)
     if marked.bits and len(positives):
         accuracy = _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
         # An interval of a mean knows no bounds; a share does.
@@ -287,7 +306,9 @@ def families(run: Run, decided: Decided, attacks: Collection[str] | None = None)
         try:
             threshold = deployed_threshold(run, method, decided)
         except StatisticsError as error:
-            rows += [{"method": method, "family": name, "note": str(error)} for name in names]
+            counts = {name: sum(a["family"] == name for a in kept) for name in names}
+            nothing = {"complete": 0, "n_marked": 0, "n_unmarked": 0, "n_sources": 0, "note": str(error)}
+            rows += [{"method": method, "family": name, "attacks": counts[name], **nothing} for name in names]
             continue
         for name in names:
             labels = [a["label"] for a in kept if a["family"] == name]

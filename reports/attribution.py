@@ -38,7 +38,7 @@ def write_attribution(run: Run, studies: Sequence[AttributionStudy], folder: Pat
         pd.concat([study.frame() for study in studies]).to_csv(folder / "attribution.csv", index=False)
         pictures = {
             "named": save_figure(named(studies, families), folder / "named"),
-            "accused": save_figure(accused(studies), folder / "accused"),
+            "accused": save_figure(accused(studies, families), folder / "accused"),
         }
         page = render("attribution.html", run=run, studies=studies, pictures=pictures, families=families)
         write_text(folder / "index.html", page)
@@ -53,7 +53,7 @@ def named(studies: Sequence[AttributionStudy], families: dict[str, str]) -> Figu
         for axes, study in zip(panels, studies, strict=True):
             for i, family in enumerate(names):
                 table = [rows for attack, rows in study.rows.items() if families[attack] == family]
-                _line(axes, table, i)
+                _line(axes, table, i, theory=family == "none")
             axes.set_title(plain(f"{study.method}, {study.bits} bits"))
             _users_axis(axes)
             axes.set_ylim(-0.03, 1.03)
@@ -62,12 +62,13 @@ def named(studies: Sequence[AttributionStudy], families: dict[str, str]) -> Figu
             mpl.lines.Line2D([], [], color=PALETTE[i % len(PALETTE)], marker="o", markersize=3.5, label=plain(family))
             for i, family in enumerate("no attack" if name == "none" else name for name in names)
         ]
-        handles.append(mpl.lines.Line2D([], [], color="#555555", linestyle=":", label="by theory, no attack"))
+        if "none" in names:
+            handles.append(mpl.lines.Line2D([], [], color="#555555", linestyle=":", label="by theory, no attack"))
         figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
     return figure
 
 
-def _line(axes: Axes, table: list[tuple[Attribution, ...]], i: int) -> None:
+def _line(axes: Axes, table: list[tuple[Attribution, ...]], i: int, theory: bool) -> None:
     """The mean over a family's attacks; the unattacked line carries its interval and the theory."""
     if not table:
         return
@@ -83,7 +84,7 @@ def _line(axes: Axes, table: list[tuple[Attribution, ...]], i: int) -> None:
         rates = [row.correct for row in shown if row.correct is not None]
         low, high = [rate.low for rate in rates], [rate.high for rate in rates]
         axes.fill_between(users, low, high, color=colour, alpha=0.15, linewidth=0)
-    if i == 0:
+    if theory:
         axes.plot(users, [row.theory_correct for row in shown], ":", color="#555555")
 
 
@@ -92,19 +93,26 @@ def _users_axis(axes: Axes) -> None:
     axes.set_xlabel("users")
 
 
-def accused(studies: Sequence[AttributionStudy]) -> Figure:
-    """Share of unmarked images that are attributed to somebody: unattacked with its interval, and the worst attack."""
+def accused(studies: Sequence[AttributionStudy], families: dict[str, str]) -> Figure:
+    """Share of unmarked images that are attributed to somebody: the first attack with its interval, and the worst."""
     with house_style():
         figure, panels = grid(len(studies), 3, 3.4, 2.8)
         for axes, study in zip(panels, studies, strict=True):
-            clean = next(iter(study.rows.values()))
+            first, clean = next(iter(study.rows.items()))
             shown = [row for row in clean if row.false is not None]
             users = [row.users for row in shown]
             rates = [row.false for row in shown if row.false is not None]
             axes.fill_between(
                 users, [r.low for r in rates], [r.high for r in rates], color=PALETTE[0], alpha=0.2, linewidth=0
             )
-            axes.plot(users, [r.value for r in rates], "o-", color=PALETTE[0], markersize=3.5, label="no attack")
+            axes.plot(
+                users,
+                [r.value for r in rates],
+                "o-",
+                color=PALETTE[0],
+                markersize=3.5,
+                label="no attack" if families[first] == "none" else plain(first),
+            )
             axes.plot(users, _worst(study, users), "s-", color=PALETTE[1], markersize=3.5, label="worst attack")
             axes.plot(users, [row.attained for row in shown], ":", color="#555555", label="by theory")
             axes.set_title(plain(f"{study.method}, {study.bits} bits"))
@@ -126,6 +134,7 @@ def _worst(study: AttributionStudy, users: list[int]) -> list[float]:
 def print_attribution(studies: Sequence[AttributionStudy]) -> None:
     """Prints the unattacked rows of each method, what was refused, and where the whole is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -134,7 +143,7 @@ def print_attribution(studies: Sequence[AttributionStudy]) -> None:
     for study in studies:
         attack, rows = next(iter(study.rows.items()))
         title = f"{study.method}, {study.bits} bits, {attack}; {study.bank}; family-wise FPR {study.fpr:g}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for heading in ("users", "threshold", "correct", "wrong", "missed", "closed set", "unmarked accused", "theory"):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:

@@ -9,6 +9,9 @@ import typer
 
 app = typer.Typer()
 
+MOST_USERS = 10**9
+"""More keys than that take hours to search."""
+
 Fpr = Annotated[float | None, typer.Option(help="The false-positive rate to hold. [default: the run's]")]
 Rule = Annotated[str | None, typer.Option(help="Threshold rule: theory, certified, extrapolated or fixed.")]
 Fixed = Annotated[float | None, typer.Option("--threshold", help="The threshold of the rule fixed.")]
@@ -140,6 +143,7 @@ def compare(
         list[str] | None, typer.Option("--margin", metavar="QUANTITY=VALUE", help="What counts as large.")
     ] = None,
     on: Annotated[str | None, typer.Option(help="Judge only these, e.g. 'tpr,fpr'. [default: everything]")] = None,
+    sided: Sided = None,
     match: Annotated[
         list[str] | None, typer.Option("--match", metavar="OLD=NEW", help="Methods whose labels differ.")
     ] = None,
@@ -167,7 +171,7 @@ def compare(
     from ..bench.compare import compare as judge
     from . import verdict
 
-    decision = {"fpr": fpr, "rule": rule, "threshold": threshold, "calibration": calibration}
+    decision = {"fpr": fpr, "rule": rule, "threshold": threshold, "sided": sided, "calibration": calibration}
     result = judge(
         load_results(base),
         load_results(new),
@@ -195,6 +199,7 @@ def leaderboard(
     fpr: Fpr = None,
     rule: Rule = None,
     threshold: Fixed = None,
+    sided: Sided = None,
     calibration: Share = None,
 ) -> None:
     """Merge runs on the same data, attacks and metrics, and rank their methods with intervals: HTML, CSV, LaTeX.
@@ -209,7 +214,7 @@ def leaderboard(
     from ..bench.leaderboard import merge
     from .leaderboard import print_board, write_board
 
-    decision = {"fpr": fpr, "rule": rule, "threshold": threshold, "calibration": calibration}
+    decision = {"fpr": fpr, "rule": rule, "threshold": threshold, "sided": sided, "calibration": calibration}
     board = merge([load_results(path) for path in runs], **decision)
     page = write_board(board, out)
     print_board(board)
@@ -236,6 +241,8 @@ def plan(
 ) -> None:
     """How many images does a claim need, and what can a run in hand support?
 
+    With --run only --tpr, --level, --power and --cells count: its images and payloads are what they are.
+
     Examples:
         waterproof plan --fpr 1e-4 --tpr .9 --width .02
 
@@ -246,7 +253,7 @@ def plan(
     if run is not None:
         from ..bench.baseline import load_results
 
-        print_support(load_results(run), level, cells)
+        print_support(load_results(run), level, power, tpr, cells)
         return
     print_claim(
         fpr=fpr,
@@ -288,8 +295,8 @@ def _whole(text: str, option: str) -> int:
     from ..core.errors import SpecError
 
     value = _number(text, option)
-    if value != int(value) or value < 1:
-        raise SpecError(f"{option} takes whole numbers of at least 1, not '{text}'")
+    if not 1 <= value <= MOST_USERS or value != int(value):
+        raise SpecError(f"{option} takes whole numbers from 1 to {MOST_USERS:g}, not '{text}'")
     return int(value)
 
 

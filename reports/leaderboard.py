@@ -128,6 +128,7 @@ def _tex(text: str) -> str:
 def print_board(board: Board) -> None:
     """Prints the ranked methods, the rest with their reasons, and the notes."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -144,7 +145,8 @@ def print_board(board: Board) -> None:
             continue
         rate = f"{place.value:.3f} [{number(place.low)}, {number(place.high)}]"
         alarm = f"{fpr.value:.3f} [{number(fpr.low)}, {number(fpr.high)}]" if fpr else "–"
-        table.add_row(_ranks(entry), str(place.group), entry.method, rate, alarm, entry.null or "–", entry.run)
+        cells = (_ranks(entry), str(place.group), entry.method, rate, alarm, entry.null or "–", entry.run)
+        table.add_row(*map(escape, cells))
     console.print(table)
     for entry in board.entries:
         if entry.place is None:

@@ -77,6 +77,7 @@ def draw_null(studies: Sequence[NullStudy], refused: Mapping[str, str], figures:
 def print_null(studies: Sequence[NullStudy], refused: Mapping[str, str]) -> None:
     """Prints the unattacked row of each method, the worst attack, and the verdicts."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -99,7 +100,7 @@ def print_null(studies: Sequence[NullStudy], refused: Mapping[str, str]) -> None
         fpr = r.observed_fpr
         median, _, high = r.key_fpr_quantiles
         table.add_row(
-            study.method,
+            escape(study.method),
             f"{r.n} ({r.sources} sources)",
             small(r.nominal_fpr),
             f"{fpr.value:.3g} [{small(fpr.low)}, {small(fpr.high)}]",
@@ -127,6 +128,8 @@ def print_null(studies: Sequence[NullStudy], refused: Mapping[str, str]) -> None
                 + ("" if isnan(w.tpr_before) else f", TPR by theory {number(w.tpr_before)} -> {number(w.tpr_after)}"),
                 markup=False,
             )
+        for attack, reason in study.missing.items():
+            console.print(f"  no null under {attack}: {reason}", markup=False)
         if study.refused:
             console.print(f"  not whitened: {study.refused}", markup=False)
     for method, reason in refused.items():

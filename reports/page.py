@@ -61,7 +61,13 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FunctionLoader(source)
     )
-    environment.filters |= {"rate": words.rate, "number": words.number, "small": words.small, "count": words.count}
+    environment.filters |= {
+        "rate": words.rate,
+        "number": words.number,
+        "small": words.small,
+        "count": words.count,
+        "sortable": words.sortable,
+    }
     return environment.get_template(template).render(style=source("report.css"), script=source("report.js"), **values)
 
 

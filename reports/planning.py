@@ -18,7 +18,7 @@ def print_claim(**claim: Any) -> None:
     _print(title, plan_claim(**claim))
 
 
-def print_support(run: Run, level: float, cells: int | None = None) -> None:
+def print_support(run: Run, level: float, power: float, tpr: float, cells: int | None = None) -> None:
     """Prints what the images of a run can support, for each payload length among its methods."""
     test = run.images[run.images["split"] == "test"]
     tested = int(test["source"].nunique())
@@ -27,18 +27,19 @@ def print_support(run: Run, level: float, cells: int | None = None) -> None:
     for bits in lengths:
         methods = ", ".join(m["label"] for m in run.config["methods"] if int(m["bits"]) == bits)
         title = f"{run.name}, {methods}: {tested} test and {calibration} calibration sources can support"
-        found = supports(tested, tested, calibration, bits or None, level, cells=cells or len(run.attacks))
+        found = supports(tested, tested, calibration, bits or None, level, power, tpr, cells or len(run.attacks))
         _print(title, found)
 
 
 def _print(title: str, found: Plan) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("what")
     table.add_column("number", justify="right", no_wrap=True)
     table.add_column("what it carries")

@@ -39,6 +39,10 @@ def null_run(target: str, out: Path | None, data: Path | None, **asked: Any) -> 
             names = ", ".join(f"--{name}" for name in [*given, *(["out"] if out else [])])
             raise SpecError(f"{target} is a run and fixes {names}: leave them out, or give a method instead of a run")
         return load_run(target)
+    if Path(target).is_file() and Path(target).suffix != ".py":
+        raise SpecError(f"{target} is a file; give the folder of a run (a baseline keeps no logits) or a method")
+    if Path(target).is_dir() or (target.endswith("/") and not target.endswith(".py")):
+        raise SpecError(f"{target} is no run folder (there is no run.json in it); give one, or a method")
     methods = parse(target if target.lstrip().startswith("[") else f"[{target}]", "the command line")[0]
     fields: dict[str, Any] = {"methods": methods, "arms": ["unmarked"], "metrics": [], "key": given.get("key", "fixed")}
     fields |= {name: given[name] for name in ("limit", "seed") if name in given}

@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 def print_summary(run: Run) -> None:
     """Prints one row for each attack: TPR with interval for each method, and the warnings that belong to it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     summary = run.summary()
     decided = run.decision()
     table = Table(
-        title=f"{run.name}: TPR at FPR {decided.fpr:g}, threshold by {decided.rule}, {decided.level:.0%} intervals",
+        title=f"{escape(run.name)}: TPR at FPR {decided.fpr:g}, threshold by {decided.rule}, {decided.level:.0%} "
+        "intervals",
         caption="! the false-positive rate on attacked unmarked images is above nominal: read the null report",
     )
     table.add_column("attack", no_wrap=True)
     for method in run.methods:
-        table.add_column(method, justify="right", no_wrap=True)
+        table.add_column(escape(method), justify="right", no_wrap=True)
     for attack, rows in summary.groupby("attack", sort=False):
-        cells = [str(attack)]
+        cells = [escape(str(attack))]
         for method in run.methods:
             row = rows[rows["method"] == method].iloc[0]
             value = row.get("tpr", np.nan)

@@ -13,8 +13,11 @@ from .words import number, small
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_LOUD: tuple[Outcome, ...] = ("regression", "newly failing", "improvement", "small change")
-_QUIET: tuple[Outcome, ...] = ("vanished", "not comparable", "added")
+_LOUD: tuple[Outcome, ...] = ("regression", "improvement", "small change")
+_QUIET: tuple[Outcome, ...] = ("newly failing", "vanished", "not comparable", "added")
+_MOST_UNDECIDED = 100
+"""A comment on a pull request has room for about 400 rows."""
+
 _MEANING: dict[Outcome, str] = {
     "regression": "worse, significantly and by more than the margin",
     "newly failing": "images fail that did not fail before: counts as a regression",
@@ -32,6 +35,7 @@ _MEANING: dict[Outcome, str] = {
 def print_verdict(comparison: Comparison, most: int = 40) -> None:
     """Prints counts, the rows that matter (at most ``most``), and the verdict last."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -39,7 +43,7 @@ def print_verdict(comparison: Comparison, most: int = 40) -> None:
         console = Console(width=150)
     for note in comparison.notes:
         console.print(note, markup=False)
-    counts = Table(title=f"{comparison.base} -> {comparison.new}", title_justify="left")
+    counts = Table(title=escape(f"{comparison.base} -> {comparison.new}"), title_justify="left")
     for heading in ("outcome", "rows", "meaning"):
         counts.add_column(heading, justify="right" if heading == "rows" else "left")
     for outcome in OUTCOMES:
@@ -52,7 +56,7 @@ def print_verdict(comparison: Comparison, most: int = 40) -> None:
         for heading in _HEAD:
             table.add_column(heading, no_wrap=heading != "note")
         for row in _sorted(loud)[:most]:
-            table.add_row(*_line(row))
+            table.add_row(*map(escape, _line(row)))
         console.print(table)
         if len(loud) > most:
             console.print(f"and {len(loud) - most} more: --markdown or --json holds all")
@@ -97,7 +101,10 @@ def _sorted(rows: Iterable[Judged]) -> list[Judged]:
 def _rule(comparison: Comparison) -> str:
     d = comparison.decided
     where = f"at {d.threshold:g}" if d.rule == "fixed" and d.threshold is not None else f"at FPR {d.fpr:g}"
-    return f"threshold by {d.rule} {where}; level {comparison.alpha:g} for all {comparison.tests} tests together (Holm)"
+    return (
+        f"threshold by {d.rule} {where}, {d.sided}-sided; level {comparison.alpha:g} for all {comparison.tests} tests "
+        "together (Holm)"
+    )
 
 
 def _grouped(rows: Iterable[Judged]) -> list[str]:
@@ -121,9 +128,9 @@ def markdown(comparison: Comparison) -> str:
         sign = "⚠️"
     lines = [f"### {sign} waterproof: {comparison.sentence}", ""]
     lines += [f"> {note}" for note in comparison.notes] + [""] * bool(comparison.notes)
-    shown = [o for o in OUTCOMES if comparison.count(o)]
+    present = [o for o in OUTCOMES if comparison.count(o)]
     lines += ["| outcome | rows | meaning |", "| --- | ---: | --- |"]
-    lines += [f"| {o} | {comparison.count(o)} | {_MEANING[o]} |" for o in shown]
+    lines += [f"| {o} | {comparison.count(o)} | {_MEANING[o]} |" for o in present]
     loud = [row for row in comparison.rows if row.outcome in _LOUD]
     if loud:
         lines += ["", *_table(_sorted(loud))]
@@ -131,7 +138,9 @@ def markdown(comparison: Comparison) -> str:
     undecided = [row for row in comparison.rows if row.outcome == "undecided"]
     if undecided:
         title = f"{len(undecided)} undecided"
-        lines += ["", f"<details><summary>{title}</summary>", "", *_table(_sorted(undecided)), "", "</details>"]
+        shown = _table(_sorted(undecided)[:_MOST_UNDECIDED])
+        more = [f"and {len(undecided) - _MOST_UNDECIDED} more"] if len(undecided) > _MOST_UNDECIDED else []
+        lines += ["", f"<details><summary>{title}</summary>", "", *shown, "", *more, "</details>"]
     margins = {row.quantity: row.margin for row in comparison.rows if row.change}
     stated = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in margins.items())
     lines += ["", f"<sub>{comparison.base} → {comparison.new}; {_rule(comparison)}. Margins: {stated or 'none'}.</sub>"]
@@ -140,7 +149,9 @@ def markdown(comparison: Comparison) -> str:
 
 def _table(rows: Iterable[Judged]) -> list[str]:
     head = ["| " + " | ".join(_HEAD) + " |", "|" + " --- |" * len(_HEAD)]
-    return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in _line(row)) + " |" for row in rows]
+    return head + [
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in _line(row)) + " |" for row in rows
+    ]
 
 
 def junit(comparison: Comparison) -> str:
@@ -191,6 +202,8 @@ def as_json(comparison: Comparison) -> str:
         "rule": comparison.decided.rule,
         "fpr": comparison.decided.fpr,
         "threshold": comparison.decided.threshold,
+        "sided": comparison.decided.sided,
+        "level": comparison.decided.level,
         "matched": dict(comparison.matched),
         "counts": {outcome: comparison.count(outcome) for outcome in OUTCOMES},
         "notes": list(comparison.notes),

@@ -47,6 +47,11 @@ def count(value: Any) -> str:
     return f"{value:.3g}"
 
 
+def sortable(value: Any) -> str:
+    """What a table's sorting reads: a number as Python writes it, nothing for nothing."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
 def rate(row: dict[str, Any] | None, name: str, digits: int = 2) -> str:
     """A rate with its interval: ``0.95 [0.90, 0.98]``."""
     if row is None or row.get(name) is None:

@@ -146,8 +146,9 @@ def markdown(run: Run, summary: pd.DataFrame, table: pd.DataFrame) -> str:
         rates = [words.rate(rows[method][name], "tpr") for name in names]
         lines.append([method, *marks, *rates, words.rate(rows[method].get("none"), "fpr", 3)])
     decided = run.decision()
+    where = f"a threshold of {decided.threshold:g}" if decided.threshold is not None else f"FPR {decided.fpr:g}"
     note = (
-        f"TPR at FPR {decided.fpr:g} with {decided.level:.0%} intervals, threshold by {decided.rule}, on "
+        f"TPR at {where} with {decided.level:.0%} intervals, threshold by {decided.rule}, on "
         f"{int((run.images['split'] == 'test').sum())} test images."
     )
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + f"\n\n{note}\n"

@@ -74,7 +74,12 @@ def test_compare_passes_the_same_run_and_refuses_what_is_not_comparable(
         (["compare", "RUN", "RUN", "--alpha", "2"], "alpha is 2; it must lie strictly between 0 and 1"),
         (["leaderboard", "nowhere"], "no such run folder or baseline file: nowhere"),
         (["baseline", "nowhere", "x.parquet"], "nowhere is no run folder"),
-        (["attribute", "RUN", "--users", "1.5"], "--users takes whole numbers of at least 1, not '1.5'"),
+        (["attribute", "RUN", "--users", "1.5"], "--users takes whole numbers from 1 to 1e+09, not '1.5'"),
+        (["attribute", "RUN", "--users", "nan"], "--users takes whole numbers from 1 to 1e+09, not 'nan'"),
+        (["attribute", "RUN", "--users", "inf"], "--users takes whole numbers from 1 to 1e+09, not 'inf'"),
+        (["compare", "RUN", "RUN", "--on", ""], "no quantity is given to compare"),
+        (["report", "RUN", "--rule", "extrapolated", "--sided", "three"], "sided: input should be 'one' or 'two'"),
+        (["null", "RUN/cells.parquet"], "is a file; give the folder of a run"),
         (["attribute", "RUN", "--bank", "nowhere.txt"], "key bank nowhere.txt"),
         (["attribute", "RUN", "--attacks", "jpg"], "this run has no attack 'jpg'"),
         (["null", "RUN", "--seed", "3"], "is a run and fixes --seed"),
@@ -85,7 +90,7 @@ def test_compare_passes_the_same_run_and_refuses_what_is_not_comparable(
 def test_a_mistake_is_one_line(
     cli: Callable[..., Any], runs: tuple[Run, Run], arguments: list[str], message: str
 ) -> None:
-    said = cli(*(str(runs[0].folder) if a == "RUN" else a for a in arguments))
+    said = cli(*(a.replace("RUN", str(runs[0].folder)) for a in arguments))
     assert said.code == 2
     assert message in said.err
     assert "Traceback" not in said.err

@@ -191,7 +191,9 @@ def attribute(
     if not counts:
         raise StatisticsError("there is no number of users; give at least one")
     k = read.shape[1]
-    keys = KeyBank.random(max(counts) + _SPARE, k, seed) if bank is None else bank
+    # More users than there are keys are refused: their keys need not be drawn.
+    most = max((n for n in counts if n <= 1 << k), default=1)
+    keys = KeyBank.random(most + _SPARE, k, seed) if bank is None else bank
     if keys.bits != k:
         raise StatisticsError(f"the bank's keys have {keys.bits} bits, the images {k}; they must be as many")
     others = keys.users - int(keys.count(pack(own)).max())

@@ -99,6 +99,11 @@ def certified(
     """
     open_unit(alpha, "alpha")
     open_unit(level, "level")
+    if not np.size(negatives):
+        raise StatisticsError(
+            f"certifying an FPR of {alpha:g} needs at least {needed_negatives(alpha, level)} calibration negatives, "
+            "there are none: set some apart with 'calibration', a share of the sources"
+        )
     scores = finite(negatives, "scores of negatives")
     if sidedness(sided) == "two":
         if bits < 1:

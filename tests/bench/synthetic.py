@@ -27,9 +27,13 @@ def baseline_of(
     versions: Mapping[str, str] | None = None,
     decision: Mapping[str, Any] | None = None,
     split: str | list[str] = "test",
+    lost: Mapping[tuple[str, str, str], int] | None = None,
     **benchmark: Any,
 ) -> Baseline:
-    """Writes and opens a baseline; the attack ``identity`` is of the family ``none``."""
+    """Writes and opens a baseline; the attack ``identity`` is of the family ``none``.
+
+    ``lost`` names an image that failed, by method, attack and arm.
+    """
     methods = list(dict.fromkeys(m for m, _ in cells))
     attacks = list(dict.fromkeys(a for _, a in cells))
     n = max(len(values) for arms in cells.values() for values in arms)
@@ -74,7 +78,13 @@ def baseline_of(
                 | {"n_planned": n, "n_ok": len(values), "n_failed": n - len(values), "n_unreadable": 0}
                 | {"reason": None if len(values) == n else "it broke"}
             )
-            columns = [[cell] * len(values), names[: len(values)], np.asarray(values, dtype=np.float64)]
+            scored = names[: len(values)]
+            if lost and (method, attack, arm) in lost:
+                # One image failed, wherever it stands.
+                gone = lost[method, attack, arm]
+                scored, values = scored[:gone] + scored[gone + 1 :], np.delete(values, gone)
+                listed[-1] |= {"status": "partial", "n_ok": n - 1, "n_failed": 1, "reason": "it [broke]"}
+            columns = [[cell] * len(values), scored, np.asarray(values, dtype=np.float64)]
             tables.append(pa.table(columns, schema=_SCHEMA))
     images = [[name, name, "real", s] for name, s in zip(names, splits, strict=True)]
     about = {"format": FORMAT, "config": config, "cells": listed, "images": images}

@@ -13,7 +13,7 @@ from waterproof.bench.compare import OUTCOMES, Comparison, compare
 from waterproof.bench.run import run_benchmark
 from waterproof.core.errors import StatisticsError
 from waterproof.reports.figures_compare import save_changes
-from waterproof.reports.verdict import as_json, junit, markdown
+from waterproof.reports.verdict import as_json, junit, markdown, print_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,10 +109,28 @@ def test_a_cell_that_newly_fails_is_a_regression(baseline_of: Callable, tmp_path
     new = baseline_of(tmp_path / "b", {("mark", "identity"): (marked[:40], unmarked)})
     found = compare(base, new)
     (row,) = [row for row in found.rows if row.outcome == "newly failing"]
-    assert "10 of 50 marked images fail, 0 did before: it broke" in row.note
+    assert "10 of 50 marked images fail that did not before: it broke" in row.note
     assert found.exit_code == 1
     # The images that are left are compared, and agree.
     assert outcomes(found, "tpr", "identity") == ["identical"]
+
+
+def test_another_image_that_fails_is_newly_failing_even_if_as_many_did_before(
+    baseline_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    cell = {("mark", "identity"): (matches(rng, 50, 0.9), coins(rng, 50))}
+    base = baseline_of(tmp_path / "a", cell, lost={("mark", "identity", "marked"): 3})
+    new = baseline_of(tmp_path / "b", cell, lost={("mark", "identity", "marked"): 7})
+    found = compare(base, new)
+    (row,) = [row for row in found.rows if row.outcome == "newly failing"]
+    assert row.note == "1 of 50 marked images fail that did not before: it [broke]"
+    assert found.exit_code == 1
+    # What failed before may fail again.
+    assert compare(base, base).exit_code == 0
+    # Square brackets in a reason are text, on the terminal too.
+    print_verdict(found)
+    assert "it [broke]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_vanished_or_was_added_is_listed_and_fails_nothing(baseline_of: Callable, tmp_path: Path) -> None:

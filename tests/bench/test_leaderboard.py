@@ -136,3 +136,38 @@ def test_the_files_are_written_and_read_back(baseline_of: Callable, tmp_path: Pa
 def test_no_run_is_refused() -> None:
     with pytest.raises(StatisticsError, match="at least one run"):
         merge([])
+
+
+def test_a_row_that_lacks_an_image_has_no_rank_and_spoils_no_other(baseline_of: Callable, tmp_path: Path) -> None:
+    lost = {("half", "noise", "marked"): 5}
+    board = merge(
+        [baseline_of(tmp_path / "a", method("whole", 0.5)), baseline_of(tmp_path / "b", method("half", 0.9), lost=lost)]
+    )
+    assert [entry.method for entry in board.ranked] == ["whole"]
+    assert "incomplete: 1 of 3 attacks are not whole (noise)" in board.entries[-1].reason
+
+
+def test_runs_in_folders_of_one_name_keep_their_own_numbers(baseline_of: Callable, tmp_path: Path) -> None:
+    runs = []
+    for i, tpr in enumerate((0.3, 0.6, 0.9)):
+        (tmp_path / str(i)).mkdir()
+        versions = {"method mark": f"v{i}"}
+        runs.append(baseline_of(tmp_path / str(i) / "run", method("mark", tpr), versions=versions))
+    values = [entry.place.value for entry in merge(runs).ranked]
+    assert values == pytest.approx([0.9, 0.6, 0.3], abs=0.12)
+    assert len({entry.method for entry in merge(runs).entries}) == 3
+
+
+def test_a_grey_twin_does_not_take_the_place_of_a_good_row(baseline_of: Callable, tmp_path: Path) -> None:
+    first = baseline_of(tmp_path / "a", method("other", 0.5))
+    grey = baseline_of(tmp_path / "b", method("mark", 0.9), key="fixed")
+    good = baseline_of(tmp_path / "c", method("mark", 0.9))
+    ranked = {entry.run: entry.method for entry in merge([first, grey, good]).ranked}
+    assert str(good.folder) in ranked
+    assert str(grey.folder) not in ranked
+
+
+def test_unattacked_images_alone_can_be_ranked(baseline_of: Callable, tmp_path: Path) -> None:
+    first = baseline_of(tmp_path / "a", method("one", 0.9, ("identity",)))
+    more = baseline_of(tmp_path / "b", method("two", 0.2))
+    assert [entry.method for entry in merge([first, more]).ranked] == ["one", "two"]

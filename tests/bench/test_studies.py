@@ -62,6 +62,22 @@ def test_the_key_in_use_and_the_histograms_agree(run: Run) -> None:
     assert cell.key_rates.max() == cell.report.key_fpr_worst
 
 
+def test_two_sided_numbers_are_two_sided(run: Run) -> None:
+    one, two = (run.summary(rule="theory", fpr=0.01, sided=sided) for sided in ("one", "two"))
+    assert (two["fpr_keys_worst"] >= one["fpr_keys_worst"] - 1e-12).sum() > len(two) / 2
+    sample, logits = run.unmarked("dwt-dct")
+    folded = [
+        np.maximum(v, 32 - v)
+        for v in (run.sample("dwt-dct", "identity", arm).tested()[0] for arm in ("marked", "unmarked"))
+    ]
+    above = (folded[0][:, None] > folded[1]).mean() + (folded[0][:, None] == folded[1]).mean() / 2
+    mine = run.deciding(sided="two").roc("dwt-dct", "identity")
+    assert mine.thresholds[1:].min() >= 16
+    assert len(logits) == len(sample.images)
+    area = two[(two["method"] == "dwt-dct") & (two["attack"] == "identity")]["auc"].iloc[0]
+    assert area == pytest.approx(above, abs=0.05)
+
+
 def test_a_run_of_unmarked_images_only_has_a_null_and_no_tpr(tiny: Callable, tmp_path: Path) -> None:
     run = run_benchmark(tiny(dataset={"deadleaves": {"count": 24}}, arms=["unmarked"], metrics=[]), tmp_path / "run")
     assert set(run.cells["arm"]) == {"unmarked"}
