@@ -119,13 +119,19 @@ def run(
 ) -> None:
     """Simulate whether intervals cover and tests hold their level."""
     from .coverage_cases import PROCEDURES
+    from .coverage_verdicts import verdict_table
 
+    known = [*PROCEDURES, "verdicts"]
     for name in procedures or ():
-        if name not in PROCEDURES:
-            raise SpecError(f"there is no procedure '{name}'.{nearest(name, PROCEDURES)}")
+        if name not in known:
+            raise SpecError(f"there is no procedure '{name}'.{nearest(name, known)}")
     texts = [_HEAD.format(repetitions=repetitions, seed=seed)]
-    for name, title, found in tables(procedures or list(PROCEDURES), repetitions, seed, workers or os.cpu_count() or 1):
+    named = [name for name in procedures or known if name in PROCEDURES]
+    for name, title, found in tables(named, repetitions, seed, workers or os.cpu_count() or 1):
         texts.append(table(name, title, found))
+        typer.echo(texts[-1])
+    if "verdicts" in (procedures or known):
+        texts.append(verdict_table(repetitions, seed))
         typer.echo(texts[-1])
     if write is not None:
         write.write_text("\n".join(texts), encoding="utf-8")

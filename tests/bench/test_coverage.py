@@ -62,6 +62,18 @@ def test_the_documented_table_has_a_row_for_every_setting() -> None:
     assert int(repetitions[1].replace(",", "")) >= 2000
 
 
+def test_losses_are_caught_or_called_undecided_and_nothing_is_cried_where_nothing_is_lost() -> None:
+    from waterproof.bench.coverage_verdicts import called
+
+    seed = Seed.root(3)
+    assert called(200, 0.0, 0.05, 40, seed)["regression"] == 0
+    assert called(5000, 0.0, 0.02, 40, seed)["equivalent"] >= 36
+    assert called(5000, 0.05, 0.1, 40, seed)["regression"] == 40
+    few = called(200, 0.02, 0.05, 40, seed)
+    assert few["undecided"] >= 36
+    assert few["equivalent"] == 0
+
+
 def test_the_command_prints_and_refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from waterproof.bench import coverage
 
