@@ -122,14 +122,14 @@ def _say_plan(plan: Any, folder: Path) -> None:
 
 
 def _finish(finished: Any, report: bool) -> None:
-    from .reports.terminal import print_summary
+    from .reports.terminal import print_citations, print_summary
     from .reports.write import write_report
 
     print_summary(finished)
     if report and finished.measured:
         page = write_report(finished)
         typer.echo(f"report: {page}")
-    _cite(finished)
+    print_citations(finished)
     if not finished.measured:
         _note("nothing was measured: see cells.parquet for the reasons")
         raise typer.Exit(4)
@@ -139,14 +139,6 @@ def _finish(finished: Any, report: bool) -> None:
         for reason in bad["reason"].dropna().unique()[:5]:
             _note(f"  {reason}")
         raise typer.Exit(3)
-
-
-def _cite(finished: Any) -> None:
-    found = finished.references()
-    if found:
-        _note("cite, beside waterproof:")
-    for text in found:
-        _note(f"  {text}")
 
 
 @app.command(name="list")

@@ -55,7 +55,7 @@ def verdict_table(repetitions: int, seed: int) -> str:
         f"The TPR loses some points in one of {CELLS} cells (margin {MARGIN:g}, Holm at .05 over all): "
         f"the share of {repetitions:,} comparisons in which the verdict on that cell is ...",
         "",
-        "| images | lost | pairs that differ | " + " | ".join(_WORDS) + " | other |",
+        "| images | lost | pairs that differ | " + " | ".join(_WORDS) + " | identical or improvement |",
         "|" + " --- |" * (len(_WORDS) + 4),
     ]
     for n in (200, 1000, 5000):

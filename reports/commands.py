@@ -75,6 +75,7 @@ def null(
     from ..bench.null_study import study_every
     from .null import print_null, write_null
     from .running import null_run
+    from .terminal import print_citations
 
     asked = {"dataset": dataset, "attacks": attacks, "limit": limit, "seed": seed, "key": key}
     run = null_run(target, out, data, **asked).deciding(fpr=fpr, sided=sided)
@@ -82,6 +83,7 @@ def null(
     page = write_null(run, studies, refused, run.folder / "null")
     print_null(studies, refused)
     typer.echo(f"null report: {page}")
+    print_citations(run)
 
 
 @app.command()

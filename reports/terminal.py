@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from ..bench.results import Run
 
 
+def print_citations(run: Run) -> None:
+    """Prints what to cite, on stderr."""
+    import typer
+
+    found = run.references()
+    if found:
+        typer.echo("cite, beside waterproof:", err=True)
+    for text in found:
+        typer.echo(f"  {text}", err=True)
+
+
 def print_summary(run: Run) -> None:
     """Prints one row for each attack: TPR with interval for each method, and the warnings that belong to it."""
     from rich.console import Console
