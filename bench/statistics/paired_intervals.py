@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ...core.errors import StatisticsError
 from ...core.seeds import Seed
 from .domain import finite
+from .intervals import clopper_pearson
 from .splits import source_codes
 
 if TYPE_CHECKING:
@@ -166,14 +167,23 @@ def effective_pairs(losses: FloatArray, gains: FloatArray, sizes: FloatArray, le
 
 
 def rate_ends(first: BoolArray, second: BoolArray, sources: Sources, level: float) -> tuple[float, float, str]:
-    """Tango's interval of the change of a rate over bool ``[n]`` each, and its name; sources may repeat."""
+    """Tango's interval of the change of a rate over bool ``[n]`` each, and its name; sources may repeat.
+
+    Where all pairs that differ went one way, Clopper-Pearson's interval of their share is taken in: with 200 pairs of
+    which 2 % are lost and none is won, Tango's alone covers 92 % instead of 95.
+    """
     codes = source_codes(sources, first.size)
     sizes = by_source(codes, np.ones(first.size))
     losses, gains = by_source(codes, first & ~second), by_source(codes, second & ~first)
     n, name, size = first.size, "Tango", float(first.size)
     if sizes.size < n:
         name, size = "Tango on the effective number of pairs over sources", effective_pairs(losses, gains, sizes, level)
-    low, high = tango(float(losses.sum()) * size / n, float(gains.sum()) * size / n, size, level)
+    lost, won = float(losses.sum()) * size / n, float(gains.sum()) * size / n
+    low, high = tango(lost, won, size, level)
+    if bool(lost) != bool(won):
+        least, most = clopper_pearson(lost + won, size, level)
+        ends = (-most, -least) if lost else (least, most)
+        low, high = min(low, ends[0]), max(high, ends[1])
     return low, high, name
 
 
