@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.errors import StatisticsError
 from . import coverage_diagnostics, coverage_paired
 from .coverage import Case
 from .statistics import binomial, intervals, roc, thresholds
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from .statistics.intervals import Rate
 
-    Hit = Callable[[np.random.Generator], bool | None]
 
 LEVEL = 0.95
 
@@ -161,18 +159,6 @@ def _moved() -> list[Case]:
         return Case(f"{n} images, 48 bits, threshold {tau} (FPR {nominal:.2g})", 0.99, hit)
 
     return [case(n, tau) for n in (100, 1000, 10_000) for tau in (30, 33)]
-
-
-def refusing(hit: Hit) -> Hit:
-    """A refusal in words is no failure to cover, and is counted apart."""
-
-    def safe(rng: np.random.Generator) -> bool | None:
-        try:
-            return hit(rng)
-        except StatisticsError:
-            return None
-
-    return safe
 
 
 _RATES: dict[str, tuple[str, list[Case]]] = {

@@ -12,7 +12,7 @@ from ..core.errors import StatisticsError
 from ..core.progress import progress_bar
 from .statistics.null import key_fprs, match_histogram, null_report
 from .statistics.pairs import pair_matches
-from .statistics.whitening import Whitening
+from .statistics.whitening import null_before_after
 
 if TYPE_CHECKING:
     from ..core.progress import Tick
@@ -180,7 +180,7 @@ def study_null(
     found, refused = None, ""
     if whiten:
         try:
-            found = _whitened(run, method, clean)
+            found = _whitened(run, method, clean, keys)
         except StatisticsError as error:
             refused = str(error)
     return NullStudy(method, tuple(cells), found, refused, missing)
@@ -221,16 +221,14 @@ def _cell(run: Run, method: str, attack: str, keys: int) -> NullCell:
     )
 
 
-def _whitened(run: Run, method: str, attack: str) -> Whitened:
+def _whitened(run: Run, method: str, attack: str, keys: int) -> Whitened:
     sample, logits = run.unmarked(method, attack)
     fit, test = ~sample.test, sample.test
     if not fit.any():
         raise StatisticsError("whitening is fitted on calibration images, and this run has none: use --calibration")
-    whitening = Whitening.fit(logits[fit], sample.sources[fit])
-    decided, key = run.decision(), run.owner_key(sample.bits)
-    before, after = (
-        null_report(found, key, sample.sources[test], decided.fpr, sided=decided.sided)
-        for found in (logits[test], whitening.apply(logits[test]))
+    decided, key, sources = run.decision(), run.owner_key(sample.bits), sample.sources
+    before, after, whitening = null_before_after(
+        logits[fit], sources[fit], logits[test], sources[test], key, decided.fpr, keys, sided=decided.sided
     )
     marked = run.sample(method, attack, "marked")
     rates = float("nan"), float("nan")

@@ -176,8 +176,8 @@ def null_before_after(
     sided: Sided = "one",
     rotation: Rotation = "zca",
     centre: Centre = "median",
-) -> tuple[NullReport, NullReport]:
-    """The null of unmarked test images before and after a whitening that was fitted to other images.
+) -> tuple[NullReport, NullReport, Whitening]:
+    """The null of unmarked test images before and after a whitening that was fitted to other images, and it.
 
     Args:
         logits_cal: ``[n, k]`` of unmarked calibration images.
@@ -200,9 +200,9 @@ def null_before_after(
         >>> draws = np.random.default_rng(0)
         >>> logits = draws.normal(size=(4000, 16)) + draws.normal(size=(4000, 1))
         >>> key = np.arange(16) % 3 == 0
-        >>> before, after = null_before_after(logits[:3600], None, logits[3600:], None, key, 1e-2)
-        >>> before.holds, after.holds
-        (False, True)
+        >>> before, after, whitening = null_before_after(logits[:3600], None, logits[3600:], None, key, 1e-2)
+        >>> before.holds, after.holds, whitening.n
+        (False, True, 3600)
     """
     shared = sorted(_names(sources_cal) & _names(sources_test))
     if shared:
@@ -215,7 +215,7 @@ def null_before_after(
         null_report(logits, key, sources_test, alpha, keys, seed, sided)
         for logits in (logits_test, whitening.apply(logits_test))
     )
-    return before, after
+    return before, after, whitening
 
 
 def _root(

@@ -124,10 +124,10 @@ def test_a_fitted_whitening_cannot_be_changed() -> None:
 def test_the_null_of_other_images_gets_better() -> None:
     logits = unmarked(4400)
     key = np.arange(16) % 2 == 0
-    before, after = null_before_after(logits[:4000], None, logits[4000:], None, key, 1e-2)
+    before, after, whitening = null_before_after(logits[:4000], None, logits[4000:], None, key, 1e-2)
     assert not before.holds
     assert after.holds
-    assert (before.n, after.n) == (400, 400)
+    assert (before.n, after.n, whitening.n) == (400, 400, 4000)
     assert after.effective_bits > before.effective_bits + 4
     assert after.worst_bias < before.worst_bias / 2
 
