@@ -48,6 +48,9 @@ def _declare_missing_operators(folder: Path) -> None:
         except OSError:
             continue
         return
+    # The finder may be asked twice: libraries probe for torchvision before they import it.
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
     fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
         fragment.define(schema)  # type: ignore[no-untyped-call]
