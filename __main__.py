@@ -11,6 +11,7 @@ import typer
 from ._version import __version__
 from .core.errors import UserError
 from .reports.commands import app as judging
+from .reports.training import app as training
 
 app = typer.Typer(
     name="waterproof",
@@ -129,6 +130,7 @@ def _finish(finished: Any, report: bool) -> None:
     if report and finished.measured:
         page = write_report(finished)
         typer.echo(f"report: {page}")
+        _attribute(finished)
     print_citations(finished)
     if not finished.measured:
         _note("nothing was measured: see cells.parquet for the reasons")
@@ -139,6 +141,19 @@ def _finish(finished: Any, report: bool) -> None:
         for reason in bad["reason"].dropna().unique()[:5]:
             _note(f"  {reason}")
         raise typer.Exit(3)
+
+
+def _attribute(finished: Any) -> None:
+    """The attribution page of a benchmark that names numbers of users."""
+    users = finished.config["benchmark"].get("users")
+    if users:
+        from .reports.attribution import print_attribution, write_attribution
+        from .reports.running import attribution_studies
+
+        studies = attribution_studies(finished, users, None, None, None, None)
+        page = write_attribution(finished, studies, finished.folder / "attribution")
+        print_attribution(studies)
+        typer.echo(f"attribution: {page}")
 
 
 @app.command(name="list")
@@ -267,7 +282,28 @@ def attack(
     typer.echo(attack_file(name, image, out, seed, _params(params)))
 
 
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="The set of weights: stable-signature.")] = "stable-signature",
+) -> None:
+    """Download weights that others published, check them, and keep them in the weights folder.
+
+    The folder is $WATERPROOF_WEIGHTS, or waterproof in the user's cache. Without a network it says what to put where.
+
+    Example:
+        waterproof fetch stable-signature
+    """
+    from .bench.methods.stable_signature.released import fetch as fetch_weights
+    from .core.progress import progress_bar
+
+    with progress_bar(f"fetching {name}", None, "bytes") as tick:
+        paths = fetch_weights(name, tick)
+    for path in paths:
+        typer.echo(path)
+
+
 app.add_typer(judging)
+app.add_typer(training, name="train")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def study_attribution(
         users: numbers of users.
         fpr: family-wise FPR: the chance that an unmarked image is attributed to anybody. None takes the run's FPR.
         attacks: labels; None takes all.
-        bank: the other users' keys; None draws random ones from the run's seed.
+        bank: the other users' keys; None draws random ones from the run's seed, after the keys of the method's own
+            users where it has some.
         bank_name: what to call the bank.
         threads: how many work; None: one for each core.
         tick: progress, one unit for each attack.
@@ -100,6 +101,12 @@ def study_attribution(
     if not bits:
         raise StatisticsError(f"{method} has no payload: it cannot tell users apart")
     limit = run.decision().fpr if fpr is None else fpr
+    seed = int(run.config["benchmark"]["seed"])
+    own = run.about("method", method).get("users")
+    if bank is None and own:
+        bank = KeyBank.of(np.array([[bit == "1" for bit in key] for key in own]))
+        bank = bank.extended(max(bank.users, *users) + len(own) + 1, seed)
+        bank_name = f"the {len(own)} users' keys, then random ones"
     rows: dict[str, tuple[Attribution, ...]] = {}
     missing: dict[str, str] = {}
     for attack in attacks or run.attacks:
@@ -119,7 +126,7 @@ def study_attribution(
                 marked_sources=marked.sources[marked.test],
                 unmarked_sources=unmarked.sources[unmarked.test],
                 bank=bank,
-                seed=int(run.config["benchmark"]["seed"]),
+                seed=seed,
                 level=run.decision().level,
                 threads=threads,
             )

@@ -128,6 +128,8 @@ class Benchmark(BaseModel):
         key: ``fixed``, ``per-image`` or a bit string.
         arms: ``marked`` and ``unmarked`` images, or only ``unmarked`` ones, where nothing but the null is asked for.
         decision: threshold rule.
+        fprs: further false-positive rates at which the report gives the TPR, by theory.
+        users: numbers of users to attribute images among; the run then ends with an attribution page.
         runtime: knobs.
     """
 
@@ -145,6 +147,8 @@ class Benchmark(BaseModel):
     key: Annotated[str, BeforeValidator(_as_key)] = "fixed"
     arms: tuple[Literal["marked", "unmarked"], ...] = ("marked", "unmarked")
     decision: Decision = Decision()
+    fprs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    users: tuple[Annotated[int, Field(ge=1)], ...] = ()
     runtime: Runtime = Runtime()
 
     @field_validator("arms")

@@ -17,6 +17,7 @@ from ..core.images import Images, Record
 from ..core.registry import KINDS, entries, load_class
 from ..core.seeds import Seed
 from ..datasets.base import Dataset
+from .keys import key_bits
 from .methods.base import Detector, Method, Watermark
 from .metrics import Metric
 from .shard import score
@@ -135,7 +136,8 @@ def _unchanged(images: Images) -> bool:
 
 def _watermark(mark: Watermark) -> Iterator[Check]:
     seed = Seed.root(1)
-    keys = torch.from_numpy(Seed.root(2).numpy().integers(0, 2, (3, mark.bits)).astype(bool))
+    names = ("smooth", "texture", "flat")
+    keys = torch.from_numpy(np.stack([key_bits("per-image", 2, mark.bits, name, mark.users) for name in names]))
 
     def pair_shape() -> None:
         images = sample_images()

@@ -206,7 +206,7 @@ def study_every(run: Run, keys: int = 1000, whiten: bool = False) -> tuple[list[
 
 def _cell(run: Run, method: str, attack: str, keys: int) -> NullCell:
     sample, logits = run.unmarked(method, attack)
-    decided, key = run.decision(), run.owner_key(sample.bits)
+    decided, key = run.decision(), run.owner_key(method)
     report = null_report(logits, key, sample.sources, decided.fpr, keys, sided=decided.sided)
     bits = logits > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -226,7 +226,7 @@ def _whitened(run: Run, method: str, attack: str, keys: int) -> Whitened:
     fit, test = ~sample.test, sample.test
     if not fit.any():
         raise StatisticsError("whitening is fitted on calibration images, and this run has none: use --calibration")
-    decided, key, sources = run.decision(), run.owner_key(sample.bits), sample.sources
+    decided, key, sources = run.decision(), run.owner_key(method), sample.sources
     before, after, whitening = null_before_after(
         logits[fit], sources[fit], logits[test], sources[test], key, decided.fpr, keys, sided=decided.sided
     )

@@ -281,12 +281,12 @@ class Run:
 
     def keys(self, method: str, images: list[str]) -> np.ndarray:
         """The payload that each image carries (or would carry): bool ``[n, k]``."""
-        bits = int(self.about("method", method)["bits"])
-        benchmark = self.config["benchmark"]
+        about, benchmark = self.about("method", method), self.config["benchmark"]
+        bits, users = int(about["bits"]), about.get("users")
         if benchmark["key"] == "per-image":
-            keys = [key_bits(benchmark["key"], benchmark["seed"], bits, image) for image in images]
+            keys = [key_bits(benchmark["key"], benchmark["seed"], bits, image, users) for image in images]
             return np.array(keys, dtype=bool).reshape(len(images), bits)
-        return np.tile(key_bits(benchmark["key"], benchmark["seed"], bits, ""), (len(images), 1))
+        return np.tile(key_bits(benchmark["key"], benchmark["seed"], bits, "", users), (len(images), 1))
 
     def quality(self, method: str, attack: str, metric: str) -> tuple[np.ndarray, np.ndarray, str | None]:
         """Values and sources of a metric over the test images, and why there are none.
@@ -402,7 +402,7 @@ class Run:
         """
         sample, logits = self.unmarked(method, attack)
         decided = self.decision(fpr=fpr)
-        return null_report(logits, self.owner_key(sample.bits), sample.sources, decided.fpr, sided=decided.sided)
+        return null_report(logits, self.owner_key(method), sample.sources, decided.fpr, sided=decided.sided)
 
     def unmarked(self, method: str, attack: str = "identity") -> tuple[Sample, np.ndarray]:
         """The unmarked images of a method with a payload, and their logits ``[n, k]``.
@@ -419,11 +419,11 @@ class Run:
             raise StatisticsError(f"{method} under {attack}: no unmarked image was scored")
         return sample, sample.logits
 
-    def owner_key(self, bits: int) -> np.ndarray:
+    def owner_key(self, method: str) -> np.ndarray:
         """The key in use; where each image has its own, the one that the seed gives an owner who uses one for all."""
-        benchmark = self.config["benchmark"]
+        about, benchmark = self.about("method", method), self.config["benchmark"]
         policy = "fixed" if benchmark["key"] == "per-image" else benchmark["key"]
-        return key_bits(policy, benchmark["seed"], bits, "")
+        return key_bits(policy, benchmark["seed"], int(about["bits"]), "", about.get("users"))
 
     def references(self) -> list[str]:
         """What to cite: the methods, data, attacks and metrics that took part, each once."""

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import StoreError
+from ..core.errors import StoreError, UnavailableError
 from ..core.identity import identity
 from ..core.progress import Tick, progress_bar
 from .benchmark import Benchmark, validate
 from .engine import Task, run_inline, run_processes
+from .methods.base import Method, Watermark
 from .plan import SCHEMA, Plan, make_plan
 from .provenance import NUMERIC, provenance, versions
 from .results import Run, cell_table, load_run
@@ -148,6 +149,18 @@ def _asked(plan: Plan) -> str:
     return identity("benchmark", wanted)
 
 
+def _payload(method: Method) -> dict[str, Any]:
+    """Payload length, and the keys of its users where a method can write no others."""
+    if not isinstance(method, Watermark):
+        return {"bits": getattr(method, "bits", 0)}
+    try:
+        bits, users = method.bits, method.users
+    except UnavailableError:
+        # Its cells are skipped with the reason; what it would have written is not known here.
+        return {"bits": 0}
+    return {"bits": bits} if users is None else {"bits": bits, "users": list(users)}
+
+
 def _config(plan: Plan) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -157,7 +170,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         "specs": _specs(plan),
         "benchmark": plan.benchmark.model_dump(mode="json"),
         "dataset": _describe(plan.dataset),
-        "methods": [_describe(m, bits=getattr(m, "bits", 0), role=m.role, family=m.family) for m in plan.methods],
+        "methods": [_describe(m, role=m.role, family=m.family, **_payload(m)) for m in plan.methods],
         "attacks": [
             _describe(a, family=a.family, strength=a.strength, value=a.strength_value, damage=a.damage)
             for a in plan.attacks

@@ -268,7 +268,8 @@ def describe_error(error: BaseException) -> str:
 def keys_for(plan: Plan, method: Watermark, images: Images) -> torch.Tensor:
     """The payload of each image under the benchmark's key policy: bool ``[B, k]``."""
     policy, seed = plan.benchmark.key, plan.benchmark.seed
-    return torch.from_numpy(np.stack([key_bits(policy, seed, method.bits, r.id) for r in images.records]))
+    users = method.users
+    return torch.from_numpy(np.stack([key_bits(policy, seed, method.bits, r.id, users) for r in images.records]))
 
 
 def make_pair(plan: Plan, method: Method, images: Images) -> Pair:

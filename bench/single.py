@@ -30,7 +30,7 @@ def embed_file(method: str, image: Path, out: Path, key: str | None, seed: int, 
     if not isinstance(mark, Watermark):
         raise SpecError(f"{method} is no watermark: it cannot mark an image")
     images = _read(image)
-    bits = key_bits(key or "fixed", seed, mark.bits, "")
+    bits = key_bits(key or "fixed", seed, mark.bits, "", mark.users)
     marked = mark.embed(images, torch.from_numpy(bits[None]), Seed.root(seed).child("embed", "file", mark.name))
     _write(marked, out)
     return f"{out}: {mark.label}, payload {''.join('01'[int(b)] for b in bits)}"
@@ -48,7 +48,7 @@ def detect_file(method: str, image: Path, key: str | None, seed: int, fpr: float
     (row,) = score(reader, _read(image))
     if row.logits is None or not isinstance(reader, Watermark):
         return f"{image}: {reader.label} score {row.value:.6g}"
-    bits = key_bits(key or "fixed", seed, reader.bits, "")
+    bits = key_bits(key or "fixed", seed, reader.bits, "", reader.users)
     read = row.logits > 0
     matches = int((read == bits).sum())
     needed = binomial.threshold(reader.bits, fpr)

@@ -11,6 +11,14 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
     ("method", "dwt-dct", "bench.methods.dwt:DwtDct", "post-hoc watermark", "invisible-watermark's dwtDct, batched"),
     ("method", "dwt-dct-svd", "bench.methods.dwt:DwtDctSvd", "post-hoc watermark", "its dwtDctSvd, batched"),
     ("method", "rivagan", "bench.methods.rivagan:RivaGan", "post-hoc watermark", "RivaGAN through ONNX, 32 bits"),
+    ("method", "hidden", "bench.methods.hidden.method:Hidden", "post-hoc watermark", "HiDDeN, 48 bits, trained here"),
+    (
+        "method",
+        "stable-signature",
+        "bench.methods.stable_signature.method:StableSignature",
+        "in-generation watermark",
+        "Stable Signature, a decoder for each user",
+    ),
     (
         "method",
         "folder-marked",

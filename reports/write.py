@@ -10,9 +10,11 @@ import pandas as pd
 from ..bench.null_study import NullStudy, study_every
 from ..bench.potency import Potency, potency
 from ..bench.store import write_text, writing
+from ..bench.strictness import every_strictness
 from ..bench.summary import families
 from ..core.errors import StatisticsError
 from . import figures, words
+from .figures_strictness import strictness_curves
 from .gallery import gallery
 from .null import NullExhibit, draw_null
 from .page import Picture, file_name, records, render, save_figure
@@ -53,7 +55,8 @@ def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
         if potencies:
             pd.concat([p.frame() for p in potencies]).to_csv(folder / "potency.csv", index=False)
         nulls = draw_null(*_studies(run), folder / "figures", folder)
-        page = _render(run, summary, table, pictures, potencies, nulls)
+        strict = _strictness(run, folder, pictures)
+        page = _render(run, summary, table, pictures, potencies, nulls, strict)
         write_text(folder / "index.html", page)
     return folder / "index.html"
 
@@ -80,6 +83,7 @@ def _render(
     pictures: dict[str, Picture],
     potencies: list[Potency],
     nulls: NullExhibit,
+    strict: list[dict[str, Any]],
 ) -> str:
     import yaml
 
@@ -95,12 +99,15 @@ def _render(
         quality=_mark_quality(run, summary),
         rows=records(summary),
         metrics=run.config["metrics"],
-        pictures={name: picture for name, picture in pictures.items() if not name.startswith("roc-")},
+        pictures={n: picture for n, picture in pictures.items() if not n.startswith(("roc-", "strictness"))},
+        strict_picture=pictures.get("strictness"),
         rocs={name.removeprefix("roc-"): picture for name, picture in pictures.items() if name.startswith("roc-")},
         exhibits=exhibits,
         missing=missing,
         potencies=potencies,
         nulls=nulls,
+        strict=strict,
+        fprs=run.config["benchmark"].get("fprs", ()),
         failures=_failures(run),
         skipped=_skipped(run),
         rejected=run.store.index().rejected,
@@ -178,6 +185,23 @@ def _potencies(run: Run) -> list[Potency]:
         if len(ranked.ranked) > 1:
             found.append(ranked)
     return found
+
+
+def _strictness(run: Run, folder: Path, pictures: dict[str, Picture]) -> list[dict[str, Any]]:
+    """TPR at the benchmark's further false-positive rates, a row for each method and attack; adds the figure."""
+    fprs = list(run.config["benchmark"].get("fprs") or ())
+    studies = every_strictness(run) if fprs else []
+    if not studies:
+        return []
+    families = {attack["label"]: attack["family"] for attack in run.config["attacks"]}
+    pictures["strictness"] = save_figure(strictness_curves(studies, families), folder / "figures" / "strictness")
+    table = pd.concat([study.at(fprs) for study in studies])
+    table.to_csv(folder / "strictness.csv", index=False)
+    rows = []
+    for (method, attack), part in table.groupby(["method", "attack"], sort=False):
+        holds = next(study.theory_holds for study in studies if study.method == method)
+        rows.append({"method": method, "attack": attack, "holds": holds, "cells": records(part)})
+    return rows
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:

@@ -124,7 +124,9 @@ def test_importing_listing_and_helping_load_no_heavy_package_and_are_quick(argum
 
 def should_ship() -> set[str]:
     below = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
-    files = [*ROOT.glob("*.py"), *(path for path in below if path.suffix in SHIPPED), ROOT / "py.typed"]
+    # Trained weights travel with all that lies beside them.
+    data = [path for path in below if ROOT / "core" / "shipped" in path.parents]
+    files = [*ROOT.glob("*.py"), *(path for path in below if path.suffix in SHIPPED), *data, ROOT / "py.typed"]
     return {f"waterproof/{name(path)}" for path in files if "__pycache__" not in path.parts}
 
 

@@ -79,6 +79,11 @@ class Watermark(Method):
     def bits(self) -> int:
         """Payload length k; 0 for a mark that is only present or absent."""
 
+    @property
+    def users(self) -> tuple[str, ...] | None:
+        """The keys that can be written, words of 0 and 1, where each needs something of its own; None: any key can."""
+        return None
+
     @abstractmethod
     def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
         """Marks images.

@@ -156,12 +156,36 @@ class KeyBank:
         """
         if not 0 <= start <= stop <= self.users:
             raise StatisticsError(f"keys {start}..{stop} of a bank of {self.users}")
-        if self._keys is not None:
+        given = 0 if self._keys is None else len(self._keys)
+        if self._keys is not None and (stop <= given or self._seed is None):
             return self._keys[start:stop]
+        if self._keys is not None:
+            return np.concatenate([self._keys[start:], self._random(max(start - given, 0), stop - given)])
+        return self._random(start, stop)
+
+    def _random(self, start: int, stop: int) -> Words:
         first = start // BLOCK
         blocks = [self._draw(block) for block in range(first, max(first + 1, -(-stop // BLOCK)))]
         words = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return words[start - first * BLOCK : stop - first * BLOCK]
+
+    def extended(self, users: int, seed: int) -> KeyBank:
+        """The same keys, and after them the random ones of :meth:`random` until there are ``users``.
+
+        For owners who have few real keys and ask what a million users would mean.
+
+        Raises:
+            StatisticsError: the bank holds more than ``users`` keys, or is random itself.
+
+        Example:
+            >>> bank = KeyBank.of(np.eye(32, dtype=bool)).extended(10**6, seed=0)
+            >>> bank.users, bool((bank.keys(32, 42) == KeyBank.random(10, 32, 0).keys(0, 10)).all())
+            (1000000, True)
+        """
+        if self._seed is not None or self.users > users:
+            raise StatisticsError(f"a bank of {self.users} keys cannot be extended to {users} users")
+        more = Seed.root(seed).child("key bank", self.bits)
+        return KeyBank(int(users), self.bits, self._keys, more, ())
 
     @property
     def duplicates(self) -> int:

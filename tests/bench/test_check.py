@@ -209,7 +209,10 @@ NEEDS_FILES = ("folder", "folder-marked")
 
 @pytest.mark.parametrize("name", [n for _, n in entries() if n not in (*NEEDS_FILES, "rivagan", "lpips")])
 def test_every_built_in_component_keeps_its_contract(name: str) -> None:
-    results = list(check_component(name, BUILT_IN.get(name)))
+    try:
+        results = list(check_component(name, BUILT_IN.get(name)))
+    except UnavailableError as error:
+        pytest.skip(str(error))
     assert [r for r in results if not r.ok] == []
     assert len(results) >= 5
 

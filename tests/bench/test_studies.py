@@ -55,7 +55,7 @@ def test_the_null_of_dwt_dct_fails_on_photographs_and_theory_is_withdrawn(run: R
 def test_the_key_in_use_and_the_histograms_agree(run: Run) -> None:
     cell = study_null(run, "dwt-dct-svd").clean
     sample, logits = run.unmarked("dwt-dct-svd")
-    own = ((logits > 0) == run.owner_key(sample.bits)).sum(axis=1)
+    own = ((logits > 0) == run.owner_key("dwt-dct-svd")).sum(axis=1)
     assert cell.histogram.tolist() == np.bincount(own, minlength=sample.bits + 1).tolist()
     assert cell.report.observed_fpr.value == (own >= cell.report.threshold).mean()
     assert len(cell.key_rates) == 1000

@@ -1,0 +1,105 @@
+"""hidden: HiDDeN as a post-hoc mark, attenuated by a map of what the eye just notices."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from ....core.components import knob, labelled, param
+from ....core.errors import UserError
+from ....core.images import Images
+from ....core.weights import digest_of
+from ..base import Evidence, Watermark
+from .network import Encoder, Extractor, attenuate, load_config, load_encoder, load_extractor_folder, normalise
+
+if TYPE_CHECKING:
+    from ....core.seeds import Seed
+
+SHIPPED = Path(__file__).parents[3] / "core" / "shipped" / "hidden"
+"""Where the weights are that come with the package."""
+
+
+class Hidden(Watermark):
+    """HiDDeN (Zhu et al., ECCV 2018), trained as in Stable Signature's first phase.
+
+    Example:
+        >>> from waterproof.core.registry import create
+        >>> create("method", "hidden").bits
+        48
+    """
+
+    name: ClassVar[str] = "hidden"
+    family: ClassVar[str] = "post-hoc"
+    min_side: ClassVar[int] = 16
+    references: ClassVar[tuple[str, ...]] = (
+        "J. Zhu, R. Kaplan, J. Johnson, L. Fei-Fei: HiDDeN: Hiding Data With Deep Networks. ECCV 2018.",
+        "P. Fernandez, G. Couairon, H. Jegou, M. Douze, T. Furon: The Stable Signature. ICCV 2023, arXiv:2303.15435.",
+    )
+
+    weights: str = knob("shipped", doc="shipped, or a folder of `waterproof train hidden`")
+    attenuation: Literal["trained", "uniform", "jnd"] = param(
+        "trained", doc="trained: as the weights' recipe says; uniform; jnd: by the just noticeable difference"
+    )
+    strength: float | None = param(None, gt=0, le=100, doc="factor of the mark; the recipe's where it is left out")
+
+    @property
+    def _folder(self) -> Path:
+        return SHIPPED if self.weights == "shipped" else Path(self.weights).expanduser()
+
+    @property
+    def label(self) -> str:
+        """The name, and whose weights where they are not those of the package."""
+        place = {} if self.weights == "shipped" else {"weights": Path(self.weights).name}
+        return labelled(self.name, {**place, **self.changed_params()})
+
+    @property
+    def bits(self) -> int:
+        """Payload length k."""
+        return load_config(self._folder).bits
+
+    def unavailable(self) -> str | None:
+        """Needs its weights."""
+        try:
+            _networks(self._folder, self._digest)
+        except UserError as error:
+            return str(error)
+        return None
+
+    @property
+    def _digest(self) -> str:
+        return digest_of(self._folder)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of both networks and their shape."""
+        if self.unavailable():
+            return {}
+        files = ("encoder.safetensors", "extractor.safetensors", "config.json")
+        return {name: digest_of(self._folder / name) for name in files}
+
+    @torch.inference_mode()
+    def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
+        """Adds the attenuated perturbation, image by image."""
+        encoder, _ = _networks(self._folder, self._digest)
+        config = load_config(self._folder)
+        attenuation = config.attenuation if self.attenuation == "trained" else self.attenuation
+        strength = self.strength or config.strength
+        marked = []
+        for image, key in zip(images.float(), keys, strict=True):
+            delta = encoder(normalise(image[None]), 2 * key[None].float() - 1)
+            marked.append(image[None] + attenuate(image[None], delta, attenuation, strength))
+        return Images.from_float(torch.cat(marked), images.records)
+
+    @torch.inference_mode()
+    def decode(self, images: Images) -> Evidence:
+        """Logits of the extractor, image by image: a result never depends on what is read beside an image."""
+        _, extractor = _networks(self._folder, self._digest)
+        return Evidence(logits=torch.cat([extractor(image[None]) for image in images.float()]))
+
+
+@lru_cache(maxsize=4)
+def _networks(folder: Path, digest: str) -> tuple[Encoder, Extractor]:
+    """Encoder and unwhitened extractor; the digest makes a changed folder another one."""
+    return load_encoder(folder), load_extractor_folder(folder, whitened=False)

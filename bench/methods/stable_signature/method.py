@@ -1,0 +1,127 @@
+"""stable-signature: a mark that the decoder of a latent generator writes, one decoder for each user.
+
+Mode ``reconstruct``: a photograph's latent goes through the marked decoder. Its unmarked counterpart is the same latent
+through the original decoder, so that the pair differs by the mark alone and not by what the autoencoder loses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from ....core.components import knob, labelled, param
+from ....core.errors import ContractError, UserError
+from ....core.images import Images
+from ..base import Evidence, Pair, Watermark
+from .released import KEY
+from .users import SHIPPED, load_makers, read_users
+
+if TYPE_CHECKING:
+    from ....core.seeds import Seed
+    from .users import Makers
+
+
+class StableSignature(Watermark):
+    """Stable Signature (Fernandez et al., ICCV 2023): the latent decoder is fine-tuned for each user's key.
+
+    Only keys that somebody fine-tuned a decoder for can be written: the key policy ``per-image`` gives each image to
+    one of the users, ``fixed`` takes one user for all. Images pass one at a time, so a result never depends on its
+    batch; sides that the autoencoder does not divide are extended and cut back.
+
+    Example:
+        >>> from waterproof.core.registry import create
+        >>> mark = create("method", "stable-signature")
+        >>> mark.bits, len(mark.users)
+        (48, 10)
+    """
+
+    name: ClassVar[str] = "stable-signature"
+    family: ClassVar[str] = "in-generation"
+    counterparts: ClassVar[Literal["input", "own"]] = "own"
+    min_side: ClassVar[int] = 16
+    references: ClassVar[tuple[str, ...]] = (
+        "P. Fernandez, G. Couairon, H. Jegou, M. Douze, T. Furon: The Stable Signature: Rooting Watermarks in Latent "
+        "Diffusion Models. ICCV 2023, arXiv:2303.15435.",
+    )
+
+    mode: Literal["reconstruct"] = param("reconstruct", doc="where latents come from: the dataset's images, encoded")
+    weights: str = knob(
+        "shipped", doc="shipped, released (the authors' files), or a folder of `waterproof train stable-signature`"
+    )
+    autoencoder: str | None = knob(
+        None, doc="a folder, or owner/name@revision, in place of the one that the weights' folder names"
+    )
+    extractor: str | None = knob(None, doc="a file or folder in place of the one that the weights' folder names")
+
+    @property
+    def label(self) -> str:
+        """The name, and whose weights where they are not those of the package."""
+        place = {} if self.weights == "shipped" else {"weights": Path(self.weights).name}
+        return labelled(self.name, {**place, **self.changed_params()})
+
+    @property
+    def bits(self) -> int:
+        """Payload length k of the extractor."""
+        return len(self.users[0])
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The keys of the users, 0 and 1: no other can be written."""
+        return (KEY,) if self.weights == "released" else read_users(self._folder).keys
+
+    @property
+    def _folder(self) -> Path:
+        return SHIPPED / "stable_signature" if self.weights == "shipped" else Path(self.weights).expanduser()
+
+    @property
+    def _makers(self) -> Makers:
+        return load_makers(self.weights, self.autoencoder, self.extractor)
+
+    def unavailable(self) -> str | None:
+        """Needs weights that are there and fit each other."""
+        try:
+            _ = self._makers
+        except UserError as error:
+            return str(error)
+        return None
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the decoders, the autoencoder and the extractor."""
+        if self.unavailable():
+            return {}
+        users = self._makers.users
+        found = {"autoencoder": users.autoencoder_digest, "extractor": users.extractor_digest}
+        return {**found, **{f"decoder of {key}": digest for key, digest in zip(users.keys, users.digests, strict=True)}}
+
+    def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
+        """Reconstructions by the marked decoders."""
+        return self.mark(images, keys, seed).marked
+
+    @torch.inference_mode()
+    def mark(self, images: Images, keys: torch.Tensor, seed: Seed) -> Pair:
+        """Each image's latent through the decoder of its key, and through the original one.
+
+        Raises:
+            ContractError: nobody has such a key.
+        """
+        makers = self._makers
+        words = ["".join("01"[int(bit)] for bit in key) for key in keys.tolist()]
+        strangers = sorted(set(words) - set(makers.users.keys))
+        if strangers:
+            raise ContractError(f"{self.label}: no decoder writes the key {strangers[0]}")
+        marked, unmarked = torch.empty_like(images.float()), torch.empty_like(images.float())
+        # User by user: a decoder is put together once for all its images.
+        for place in sorted(range(len(images)), key=lambda i: makers.users.keys.index(words[i])):
+            padded, (height, width) = makers.autoencoder.pad(images.float()[place : place + 1])
+            latent = makers.autoencoder.encode(padded)
+            unmarked[place] = makers.autoencoder.decode(latent)[0, :, :height, :width]
+            marked[place] = makers.marked(words[place]).decode(latent)[0, :, :height, :width]
+        return Pair(Images.from_float(marked, images.records), Images.from_float(unmarked, images.records))
+
+    @torch.inference_mode()
+    def decode(self, images: Images) -> Evidence:
+        """Logits of the extractor, image by image."""
+        extractor = self._makers.extractor
+        return Evidence(logits=torch.cat([extractor(image[None]) for image in images.float()]))
