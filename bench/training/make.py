@@ -34,6 +34,9 @@ def train_autoencoder(
     # What a diffusion model sees then has a standard deviation of about 1.
     task.model.register_to_config(scaling_factor=round(1 / quality["latent sd"], 4))
     task.model.to(memory_format=torch.contiguous_format).half().save_pretrained(out, safe_serialization=True)
+    # safetensors writes files that their owner alone may read.
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o644)
     facts = {"parameters": sum(p.numel() for p in task.model.parameters()), "stored as": "float16"}
     write_card(out, recipe, photographs, trained, quality, device, facts)
     return trained, quality

@@ -46,6 +46,9 @@ class NetworkConfig(BaseModel):
             their energy in coarse structure, marks in fine structure; without it a short training finds the marks late.
         even: whether each pooled feature is brought to mean 0 and variance 1 before the last layer, so that all bits
             learn at once.
+        padding: what lies beyond the image's border for both networks: ``zeros`` in the paper. Zeros shift the pooled
+            features by the share of pixels near the border, so that an extractor reads small and large images
+            differently; ``replicate`` does not.
         encoder_width: channels of the encoder's blocks.
         encoder_depth: blocks before the message comes in.
         patch: side in pixels of the squares that the encoder folds into channels.
@@ -61,6 +64,7 @@ class NetworkConfig(BaseModel):
     stages: tuple[tuple[int, int], ...] = Field(((64, 8),), min_length=1, max_length=5)
     detail: bool = False
     even: bool = False
+    padding: Literal["zeros", "replicate"] = "zeros"
     encoder_width: int = Field(64, ge=1, le=1024)
     encoder_depth: int = Field(4, ge=1, le=64)
     patch: int = Field(1, ge=1, le=8)
@@ -72,9 +76,11 @@ class NetworkConfig(BaseModel):
 class Block(nn.Sequential):
     """3 x 3 convolution, batch norm (eps 1e-3), GELU."""
 
-    def __init__(self, inputs: int, outputs: int, momentum: float) -> None:
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
         super().__init__(
-            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs, eps=1e-3, momentum=momentum), nn.GELU()
+            nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=config.padding),
+            nn.BatchNorm2d(outputs, eps=1e-3, momentum=config.momentum),
+            nn.GELU(),
         )
 
 
@@ -87,12 +93,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        width, folded, momentum = config.encoder_width, 3 * config.patch**2, config.momentum
+        width, folded = config.encoder_width, 3 * config.patch**2
         self.patch = config.patch
         self.features = nn.Sequential(
-            Block(folded, width, momentum), *(Block(width, width, momentum) for _ in range(config.encoder_depth - 1))
+            Block(folded, width, config), *(Block(width, width, config) for _ in range(config.encoder_depth - 1))
         )
-        self.join = Block(config.bits + width + folded, width, momentum)
+        self.join = Block(config.bits + width + folded, width, config)
         self.delta = nn.Conv2d(width, folded, 1)
 
     def forward(self, images: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
@@ -128,10 +134,10 @@ class Extractor(nn.Module):
             if number:
                 layers.append(nn.AvgPool2d(2))
             for _ in range(blocks):
-                layers.append(Block(channels, width, config.momentum))
+                layers.append(Block(channels, width, config))
                 channels = width
         self.smallest = 2 ** (len(config.stages) - 1)
-        self.blocks = nn.Sequential(*layers, Block(channels, config.bits, config.momentum))
+        self.blocks = nn.Sequential(*layers, Block(channels, config.bits, config))
         self.even = nn.BatchNorm1d(config.bits, momentum=config.momentum, affine=False) if config.even else None
         self.linear = nn.Linear(config.bits, config.bits)
         self.whitening = nn.Linear(config.bits, config.bits) if whitened else None
