@@ -518,7 +518,7 @@ def test_the_runtime_reads_the_same_bits(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     images = sample("watermarked")
-    mean, std = (torch.tensor(v)[:, None, None] for v in (extractors.IMAGENET_MEAN, extractors.IMAGENET_STD))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (extractors.MEAN, extractors.DEVIATION))
     expected = session.run(None, {"image": ((images - mean) / std).numpy()})[0]
     with torch.inference_mode():
         actual = extractor(images).numpy()

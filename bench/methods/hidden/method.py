@@ -27,8 +27,8 @@ class Hidden(Watermark):
 
     Example:
         >>> from waterproof.core.registry import create
-        >>> create("method", "hidden").bits
-        48
+        >>> create("method", "hidden", {"weights": "trained/hidden"}).label
+        'hidden(weights=hidden)'
     """
 
     name: ClassVar[str] = "hidden"

@@ -19,10 +19,8 @@ from torch import nn
 from ....core.errors import ImageError, UnavailableError, UserError
 from ....core.onnx_layers import from_onnx
 from ....core.weights import digest_of
+from ..hidden.network import DEVIATION, MEAN, load_extractor_folder
 from .released import EXTRACTOR, recorded_digest
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _SCRIPTS = (".torchscript.pt", ".jit")
 _PROBE = 64
@@ -54,7 +52,7 @@ class Extractor(nn.Module):
         super().__init__()
         self.network = network
         self.digest = digest
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = (MEAN, DEVIATION) if normalised else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.eval().requires_grad_(False).float()
@@ -138,8 +136,6 @@ def _required(path: Path, digest: str, expected: str | None) -> str:
 
 
 def _load_own(folder: Path, expected: str | None) -> Extractor:
-    from ..hidden.network import load_extractor_folder
-
     digest = _required(folder, digest_of(folder), expected)
     return Extractor(load_extractor_folder(folder), digest, normalised=False)
 

@@ -32,9 +32,8 @@ class StableSignature(Watermark):
 
     Example:
         >>> from waterproof.core.registry import create
-        >>> mark = create("method", "stable-signature")
-        >>> mark.bits, len(mark.users)
-        (48, 10)
+        >>> create("method", "stable-signature", {"weights": "released"}).bits
+        48
     """
 
     name: ClassVar[str] = "stable-signature"
