@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,10 @@ from .methods.base import Method, Watermark
 from .plan import SCHEMA, Plan, make_plan
 from .provenance import NUMERIC, provenance, versions
 from .results import Run, cell_table, load_run
-from .store import Done, Store, write_table, write_text, writing
+from .store import Done, Store, locked, write_table, write_text, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..core.components import Component
 
@@ -77,7 +76,7 @@ def run_benchmark(benchmark: Benchmark, out: str | Path, plan: Plan | None = Non
     store, config = Store(Path(out)), _config(plan)
     if not store.exists:
         store.begin(config, plan.index)
-    with _locked(store):
+    with locked(store.folder):
         _resume(store, config, plan, extend)
         store.repair()
         _compute(store, plan)
@@ -218,23 +217,3 @@ def _same_packages(old: Mapping[str, Any], where: str, other: str) -> None:
     moved = [f"{n} {before[n]} (now {now[n]})" for n in NUMERIC if n in before and n in now and before[n] != now[n]]
     if moved:
         raise StoreError(f"{where} results made with {', '.join(moved)}: {other}")
-
-
-@contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """Keeps a second process out of the folder; the lock dies with its owner."""
-    with writing(store.folder):
-        file = (store.folder / ".lock").open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError:
-        file.close()
-        raise StoreError(f"another process is running in {store.folder}") from None
-    try:
-        yield
-    finally:
-        file.close()

@@ -309,6 +309,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder; the lock dies with its owner.
+
+    Raises:
+        StoreError: another process works there.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        raise StoreError(f"another process is running in {folder}") from None
+    try:
+        yield
+    finally:
+        file.close()
+
+
+@contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turns a failed write into one clear line that says what to do.
 

@@ -13,6 +13,7 @@ from ...core.errors import StatisticsError
 from ...core.seeds import Seed
 from ..methods.hidden.augment import augment
 from ..methods.hidden.network import Encoder, Extractor, attenuate, normalise
+from ..methods.hidden.search import descend, refine
 from .trainer import Task
 
 if TYPE_CHECKING:
@@ -86,27 +87,23 @@ class HiddenTask(Task):
     def search(
         self, images: torch.Tensor, bits: torch.Tensor, phase: Phase, strength: float, generator: torch.Generator
     ) -> torch.Tensor:
-        """Perturbations in -1 to 1 that lead the extractor, as it is now, to the message.
+        """Perturbations in -1 to 1 that lead the extractor, as it is now, to the message, through drawn attacks."""
 
-        Each of ``search_steps`` goes down the gradient of the message loss, through an attack of its own, brought to a
-        root mean square of 1 in each image and clipped at 2. Its local mean over 9 x 9 pixels is taken out first: the
-        mean colour carries three numbers only, yet all bits would begin by sharing it and never get further.
-        """
-        attenuation = phase.attenuation or self.recipe.network.attenuation
-        delta = torch.zeros_like(images)
-        for _ in range(self.recipe.search_steps):
-            delta = delta.detach().requires_grad_()
-            marked = images + attenuate(images, delta, attenuation, strength)
-            attacked = self.attack(marked, phase, generator)
+        def read(attacked: torch.Tensor) -> torch.Tensor:
             with self._half():
-                logits = self.extractor(attacked).float()
-            loss = functional.binary_cross_entropy_with_logits(logits, bits, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, delta)
-            padded = functional.pad(gradient, (4, 4, 4, 4), mode="reflect")
-            gradient = gradient - functional.avg_pool2d(padded, 9, stride=1)
-            gradient = gradient / (gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12)
-            delta = (delta - self.recipe.search_size * gradient.clamp(-2, 2)).clamp(-1, 1)
-        return delta.detach()
+                return self.extractor(attacked)  # type: ignore[no-any-return]
+
+        return descend(
+            read,
+            images,
+            bits,
+            torch.zeros_like(images),
+            steps=self.recipe.search_steps,
+            size=self.recipe.search_size,
+            attenuation=phase.attenuation or self.recipe.network.attenuation,
+            strength=strength,
+            attack=lambda marked, _: self.attack(marked, phase, generator),
+        )
 
     def _half(self) -> torch.autocast:
         device = next(self.encoder.parameters()).device.type
@@ -114,19 +111,32 @@ class HiddenTask(Task):
 
     @torch.no_grad()
     def judge(self, operations: Sequence[str] = JUDGED) -> dict[str, float]:
-        """PSNR and bit accuracy on the photographs that were kept out, 8-bit marked images, random keys."""
+        """PSNR and bit accuracy on the photographs that were kept out, 8-bit marked images, random keys.
+
+        As the method embeds; where it refines, also by the encoder alone.
+        """
         for module in self.modules.values():
-            module.eval()
+            module.eval().requires_grad_(False)
+        steps = self.recipe.network.refine
+        found = self._judge(steps, operations)
+        alone = self._judge(0, operations) if steps else {}
+        return found | {f"encoder alone: {name}": value for name, value in alone.items()}
+
+    def _judge(self, steps: int, operations: Sequence[str]) -> dict[str, float]:
+        config = self.recipe.network
         images = self.photographs.held_out(self.recipe.short).to(next(self.encoder.parameters()).device)
         generator = Seed.root(self.recipe.seed).child("judge").torch()
-        bits = torch.randint(2, (len(images), self.recipe.network.bits), generator=generator).to(images.device)
-        delta = self.encoder(normalise(images), 2 * bits.float() - 1)
-        marked = images + attenuate(images, delta, self.recipe.network.attenuation, self.recipe.network.strength)
-        marked = marked.clamp(0, 1).mul(255).round().div(255)
-        errors = (marked - images).square().mean(dim=(1, 2, 3))
+        bits = torch.randint(2, (len(images), config.bits), generator=generator).float().to(images.device)
+        how = (steps, config.attenuation, config.strength, generator)
+        marked = []
+        for image, key in zip(images[:, None], bits[:, None], strict=True):
+            delta = refine(self.extractor, image, key, self.encoder(normalise(image), 2 * key - 1), *how)
+            marked.append(image + attenuate(image, delta, config.attenuation, config.strength))
+        stored = torch.cat(marked).clamp(0, 1).mul(255).round().div(255)
+        errors = (stored - images).square().mean(dim=(1, 2, 3))
         found = {"psnr": float((-10 * torch.log10(errors + 1e-12)).mean())}
         for operation in operations:
-            logits = self.extractor(augment(marked, operation, generator))
+            logits = self.extractor(augment(stored, operation, generator))
             found[f"bit accuracy, {operation}"] = float(((logits > 0) == (bits > 0)).float().mean())
         return found
 

@@ -9,6 +9,7 @@ import torch
 
 from ...core.progress import progress_bar
 from ...core.seeds import Seed
+from ..store import locked
 from .card import write_card
 from .photographs import Photographs
 from .trainer import Task, Trained, choose_device, fit
@@ -75,7 +76,7 @@ def load_photographs(recipe: Recipe, data: Path) -> Photographs:
 
 
 def _fit(task: Task, out: Path, minutes: float | None, device: str) -> Trained:
-    with progress_bar(f"training {task.recipe.name}", task.recipe.steps, "steps") as tick:
+    with locked(out), progress_bar(f"training {task.recipe.name}", task.recipe.steps, "steps") as tick:
         return fit(task, out, minutes, device, tick)
 
 
@@ -115,17 +116,17 @@ def train_stable_signature(
     source = f"{recipe.autoencoder}@{recipe.revision}" if recipe.revision else recipe.autoencoder
     autoencoder, extractor = open_autoencoder(source), open_extractor(recipe.extractor)
     photographs = load_photographs(recipe, data)
-    decoders = Decoders(recipe, photographs, autoencoder, extractor, distance, source, out)
     words = drawn_keys(keys, extractor.bits, recipe.seed) if isinstance(keys, int) else list(keys)
-    started = time.perf_counter()
-    with progress_bar(f"training {recipe.name}", recipe.steps * len(words), "steps") as tick:
+    with locked(out), progress_bar(f"training {recipe.name}", recipe.steps * len(words), "steps") as tick:
+        decoders = Decoders(recipe, photographs, autoencoder, extractor, distance, source, out)
+        started = time.perf_counter()
         tick(recipe.steps * sum(word in decoders.keys for word in words), "")
         for word in [word for word in words if word not in decoders.keys]:
             spent = (time.perf_counter() - started) / 60
             decoders.train(word, None if minutes is None else max(0.0, minutes - spent), device, tick)
             if minutes is not None and (time.perf_counter() - started) / 60 > minutes:
                 break
-    return decoders.finish(device)
+        return decoders.finish(device)
 
 
 def drawn_keys(count: int, bits: int, seed: int) -> list[str]:

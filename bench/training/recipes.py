@@ -71,10 +71,13 @@ class Recipe(BaseModel):
     @property
     def id(self) -> str:
         """The identity: equal recipes, and no others, may go on from one checkpoint."""
-        # What is done with the trained networks afterwards may change without training them again.
-        later = {name for name in type(self).model_fields if name.startswith("whitening_")}
-        given = self.model_dump(mode="json", exclude={"summary", "checkpoint", *later})
+        given = self.model_dump(mode="json", exclude={"summary": True, "checkpoint": True, **self._later()})
         return identity("recipe", {"kind": self.kind, **given})
+
+    @classmethod
+    def _later(cls) -> dict[str, Any]:
+        """What is done with the trained networks afterwards: it may change without training them again."""
+        return {}
 
 
 class AutoencoderRecipe(Recipe):
@@ -185,6 +188,10 @@ class HiddenRecipe(Recipe):
             phases = [{**phase, "steps": length} for phase, length in zip(phases, lengths, strict=True)]
         rates = {"learning_rate": phases[0].get("learning_rate", 1e-3)}
         return {**rates, **values, "phases": phases, "steps": sum(phase["steps"] for phase in phases)}
+
+    @classmethod
+    def _later(cls) -> dict[str, Any]:
+        return {**{name: True for name in cls.model_fields if name.startswith("whitening_")}, "network": {"refine"}}
 
     def phase(self, step: int) -> tuple[Phase, int]:
         """The phase of a step, and how many of its steps were done before."""

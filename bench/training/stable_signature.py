@@ -22,6 +22,7 @@ from ...core.seeds import Seed
 from ...core.weights import digest_of, load_state, save_state
 from ..methods.hidden.augment import augment
 from ..methods.stable_signature.users import Users, overwrite, user_file, write_users
+from ..store import write_text
 from .autoencoder import norms_in_float32
 from .card import write_card
 from .hidden import JUDGED
@@ -209,7 +210,7 @@ class Decoders:
         overwrite(task.marked, load_state(file), file)
         user = {"key": key, "digest": digest_of(file), "seconds": round(self.done.seconds, 1)}
         self.log["users"].append({**user, "quality": judge(task), "curve": self.done.curve})
-        _write_whole(self.folder / "training.json", json.dumps(self.log) + "\n")
+        write_text(self.folder / "training.json", json.dumps(self.log) + "\n")
         shutil.rmtree(corner)
 
     def finish(self, device: str) -> tuple[int, dict[str, float]]:
@@ -269,13 +270,6 @@ def judge(task: StableSignatureTask) -> dict[str, float]:
 def _mean_curve(users: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     curves = pd.concat([pd.DataFrame(user["curve"]) for user in users])
     return curves.groupby("step", as_index=False).mean().to_dict("records")  # type: ignore[return-value]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def changed_state(task: StableSignatureTask, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:

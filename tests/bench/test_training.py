@@ -347,6 +347,29 @@ def test_a_search_leads_the_extractor_to_the_message(loaded: Photographs) -> Non
     assert float(loss(after, bits)) < float(loss(before, bits))
 
 
+def test_a_training_measures_the_method_as_it_embeds(loaded: Photographs) -> None:
+    from waterproof.bench.training.hidden import HiddenTask
+
+    plain = HiddenTask(hidden_recipe(), loaded).judge(("identity", "jpeg 80"))
+    assert set(plain) == {"psnr", "bit accuracy, identity", "bit accuracy, jpeg 80"}
+    refined = HiddenTask(hidden_recipe(network=NETWORK | {"refine": 8, "strength": 1.0}), loaded).judge(("identity",))
+    assert set(refined) == {
+        f"{who}{name}" for who in ("", "encoder alone: ") for name in ("psnr", "bit accuracy, identity")
+    }
+    assert refined["bit accuracy, identity"] > refined["encoder alone: bit accuracy, identity"]
+    # How the trained networks are used afterwards is no part of what they were trained by.
+    assert hidden_recipe().id == hidden_recipe(network=NETWORK | {"momentum": 0.2, "refine": 8}, whitening_scale=3).id
+    assert hidden_recipe().id != hidden_recipe(seed=1).id
+
+
+def test_two_trainings_never_share_a_folder(loaded: Photographs, photos: Path, tmp_path: Path) -> None:
+    from waterproof.bench.store import locked
+    from waterproof.bench.training import make
+
+    with locked(tmp_path), pytest.raises(StoreError, match="another process is running in"):
+        make.train_hidden(hidden_recipe(), photos, tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

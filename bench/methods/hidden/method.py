@@ -1,4 +1,4 @@
-"""hidden: HiDDeN as a post-hoc mark, attenuated by a map of what the eye just notices."""
+"""hidden: HiDDeN as a post-hoc mark, attenuated by a map of what the eye just notices, mended by gradient steps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ....core.images import Images
 from ....core.weights import digest_of
 from ..base import Evidence, Watermark
 from .network import Encoder, Extractor, attenuate, load_config, load_encoder, load_extractor_folder, normalise
+from .search import refine
 
 if TYPE_CHECKING:
     from ....core.seeds import Seed
@@ -44,6 +45,9 @@ class Hidden(Watermark):
         "trained", doc="trained: as the weights' recipe says; uniform; jnd: by the just noticeable difference"
     )
     strength: float | None = param(None, gt=0, le=100, doc="factor of the mark; the recipe's where it is left out")
+    refine: int | None = param(
+        None, ge=0, le=1000, doc="gradient steps that mend the encoder's mark; the recipe's where it is left out"
+    )
 
     @property
     def _folder(self) -> Path:
@@ -79,17 +83,19 @@ class Hidden(Watermark):
         files = ("encoder.safetensors", "extractor.safetensors", "config.json")
         return {name: digest_of(self._folder / name) for name in files}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
-        """Adds the attenuated perturbation, image by image."""
-        encoder, _ = _networks(self._folder, self._digest)
+        """Adds the attenuated perturbation, image by image; refining draws its crops from each image's own seed."""
+        encoder, extractor = _networks(self._folder, self._digest)
         config = load_config(self._folder)
         attenuation = config.attenuation if self.attenuation == "trained" else self.attenuation
         strength = self.strength or config.strength
+        steps = config.refine if self.refine is None else self.refine
         marked = []
-        for image, key in zip(images.float(), keys, strict=True):
-            delta = encoder(normalise(image[None]), 2 * key[None].float() - 1)
-            marked.append(image[None] + attenuate(image[None], delta, attenuation, strength))
+        for image, key, record in zip(images.float()[:, None], keys[:, None].float(), images.records, strict=True):
+            delta = encoder(normalise(image), 2 * key - 1)
+            delta = refine(extractor, image, key, delta, steps, attenuation, strength, seed.child(record.id).torch())
+            marked.append(image + attenuate(image, delta, attenuation, strength))
         return Images.from_float(torch.cat(marked), images.records)
 
     @torch.inference_mode()
@@ -102,4 +108,6 @@ class Hidden(Watermark):
 @lru_cache(maxsize=4)
 def _networks(folder: Path, digest: str) -> tuple[Encoder, Extractor]:
     """Encoder and unwhitened extractor; the digest makes a changed folder another one."""
-    return load_encoder(folder), load_extractor_folder(folder, whitened=False)
+    # Tensors that were made for inference alone could not be refined through.
+    with torch.inference_mode(False):
+        return load_encoder(folder), load_extractor_folder(folder, whitened=False)

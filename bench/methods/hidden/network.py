@@ -56,6 +56,7 @@ class NetworkConfig(BaseModel):
         attenuation: ``uniform`` adds ``strength * delta`` in ImageNet-normalised space (the paper's training), ``jnd``
             adds ``strength * heat_map * delta`` to the image (its post-hoc use).
         strength: factor of the mark.
+        refine: gradient steps that mend the encoder's mark for each image; see :mod:`.search`. None in the paper.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +72,7 @@ class NetworkConfig(BaseModel):
     momentum: float = Field(0.01, gt=0, le=1)
     attenuation: Literal["uniform", "jnd"] = "uniform"
     strength: float = Field(0.3, gt=0, le=100)
+    refine: int = Field(0, ge=0, le=1000)
 
 
 class Block(nn.Sequential):

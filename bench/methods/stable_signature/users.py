@@ -91,9 +91,9 @@ def read_users(folder: Path) -> Users:
 
 def write_users(folder: Path, users: Users) -> None:
     """Writes ``users.json``, whole or not at all."""
-    temporary = folder / ".users.json"
-    temporary.write_text(json.dumps(users.model_dump(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "users.json")
+    from ...store import write_text
+
+    write_text(folder / "users.json", json.dumps(users.model_dump(), indent=2) + "\n")
 
 
 class Makers:

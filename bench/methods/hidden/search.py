@@ -1,0 +1,117 @@
+"""Marks by descent: a perturbation that leads an extractor to a message, found up the extractor's own gradient.
+
+A trained encoder writes a mark in one pass; a short training leaves it behind the extractor that it was trained for.
+The same few steps of gradient descent that teach an extractor its bits (see :mod:`waterproof.bench.training.hidden`)
+also mend the encoder's proposal for one image, at the price of a forward and a backward pass each. Fernandez et al.,
+"Watermarking Images in Self-Supervised Latent Spaces" (ICASSP 2022), embed by such descent alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from .augment import augment
+from .network import attenuate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Network = Callable[[torch.Tensor], torch.Tensor]
+    Attack = Callable[[torch.Tensor, int], torch.Tensor]
+
+_WINDOW = 9
+_STEP = 0.25
+REHEARSED = ("identity", "jpeg 50", "crop 0.5+brightness 1.5+jpeg 80", "resize 0.5")
+"""What a mark goes through, turn by turn, while it is refined."""
+
+
+def refine(
+    extractor: Network,
+    image: torch.Tensor,
+    bits: torch.Tensor,
+    delta: torch.Tensor,
+    steps: int,
+    attenuation: str,
+    strength: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """A mark after ``steps`` of :func:`descend` through the operations of :data:`REHEARSED`.
+
+    Args:
+        extractor: from images in 0 to 1 to logits ``[1, k]``.
+        image: float ``[1, 3, H, W]``, 0 to 1.
+        bits: float ``[1, k]``, 0 or 1.
+        delta: the encoder's mark, ``[1, 3, H, W]`` in -1 to 1.
+        steps: how many; each reads one attacked image.
+        attenuation: how a mark is added.
+        strength: of the mark.
+        generator: of the crops' places.
+    """
+
+    def attack(marked: torch.Tensor, step: int) -> torch.Tensor:
+        return augment(marked, REHEARSED[step % len(REHEARSED)], generator)
+
+    how = {"steps": steps, "size": _STEP, "attenuation": attenuation, "strength": strength, "attack": attack}
+    return descend(extractor, image, bits, delta, **how)
+
+
+def descend(
+    extractor: Network,
+    images: torch.Tensor,
+    bits: torch.Tensor,
+    delta: torch.Tensor,
+    *,
+    steps: int,
+    size: float,
+    attenuation: str,
+    strength: float,
+    attack: Attack,
+) -> torch.Tensor:
+    """The perturbation after ``steps`` down the gradient of the message loss.
+
+    Each step is brought to a root mean square of 1 in each image, clipped at 2, and multiplied by ``size``. The local
+    mean of the gradient over 9 x 9 pixels is taken out first: the mean colour carries three numbers only, yet all bits
+    would begin by sharing it and never get further.
+
+    Args:
+        extractor: from images in 0 to 1 to logits ``[B, k]``; its parameters want no gradient.
+        images: float ``[B, 3, H, W]``, 0 to 1, sides of at least 5 pixels.
+        bits: float ``[B, k]``, 0 or 1.
+        delta: where to begin, ``[B, 3, H, W]`` in -1 to 1.
+        steps: how many; 0 gives ``delta`` back.
+        size: of one step, in units of the largest perturbation.
+        attenuation: how a perturbation is added; see :class:`.network.NetworkConfig`.
+        strength: of the mark.
+        attack: what the marked images go through before they are read, given the number of the step.
+
+    Returns:
+        A perturbation ``[B, 3, H, W]`` in -1 to 1, detached.
+
+    Example:
+        >>> extractor = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+        >>> images, bits = torch.full((1, 3, 16, 16), 0.5), torch.ones(1, 12)
+        >>> found = descend(extractor, images, bits, torch.zeros_like(images), steps=2, size=0.5,
+        ...                 attenuation="uniform", strength=0.1, attack=lambda marked, step: marked)
+        >>> found.shape
+        torch.Size([1, 3, 16, 16])
+    """
+    delta = delta.detach()
+    for step in range(steps):
+        with torch.enable_grad():
+            delta = delta.requires_grad_()
+            marked = images + attenuate(images, delta, attenuation, strength)
+            logits = extractor(attack(marked, step)).float()
+            loss = functional.binary_cross_entropy_with_logits(logits, bits, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, delta)
+        gradient = gradient - _local_mean(gradient)
+        gradient = gradient / (gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12)
+        delta = (delta.detach() - size * gradient.clamp(-2, 2)).clamp(-1, 1)
+    return delta
+
+
+def _local_mean(values: torch.Tensor) -> torch.Tensor:
+    padded = functional.pad(values, (_WINDOW // 2,) * 4, mode="reflect")
+    return functional.avg_pool2d(padded, _WINDOW, stride=1)
