@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import StatisticsError
+from .published import published
 from .statistics import binomial, intervals
 from .summary import null_holds
 
@@ -33,12 +34,14 @@ class Strictness:
         theory_holds: whether unattacked, unmarked images give fair, independent bits; None where that was not tested.
         curves: by attack, one row for each threshold from k down to k / 2: ``threshold``, ``fpr`` (theory's), ``tpr``,
             ``low``, ``high``, ``n``, ``sources``.
+        published: what the method's authors report: ``attack``, ``fpr``, ``tpr``; see :mod:`.published`.
     """
 
     method: str
     bits: int
     theory_holds: bool | None
     curves: dict[str, pd.DataFrame]
+    published: pd.DataFrame
 
     def at(self, fprs: Sequence[float]) -> pd.DataFrame:
         """A row for each attack and FPR; one that the payload cannot express has no TPR and says why."""
@@ -52,6 +55,7 @@ class Strictness:
                     "fpr_asked": fpr,
                     "theory_holds": self.theory_holds,
                 }
+                about |= self._reported(attack, fpr)
                 try:
                     row = known.get(binomial.threshold(self.bits, fpr))
                     low: dict[Any, Any] = {"note": "the threshold is below half of the bits"}
@@ -59,6 +63,11 @@ class Strictness:
                 except StatisticsError as error:
                     rows.append(about | {"note": str(error)})
         return pd.DataFrame(rows)
+
+    def _reported(self, attack: str, fpr: float) -> dict[str, float]:
+        same = np.isclose(self.published["fpr"].astype(float), fpr, rtol=1e-6, atol=0)
+        found = self.published["tpr"][(self.published["attack"] == attack) & same]
+        return {"published": float(found.iloc[0])} if len(found) else {}
 
 
 def strictness(run: Run, method: str) -> Strictness:
@@ -91,7 +100,8 @@ def strictness(run: Run, method: str) -> Strictness:
         curves[attack] = pd.DataFrame(rows)
     if not curves:
         raise StatisticsError(f"{method}: no marked test image was scored")
-    return Strictness(method, bits, null_holds(run, method), curves)
+    name = run.about("method", method)["name"]
+    return Strictness(method, bits, null_holds(run, method), curves, published(name))
 
 
 def every_strictness(run: Run) -> list[Strictness]:

@@ -25,7 +25,8 @@ def strictness_curves(studies: Sequence[Strictness], families: dict[str, str]) -
     """TPR at each threshold against its FPR by theory; a panel for each method and group of attacks.
 
     Only attained thresholds are drawn, as dots joined by steps; bands are intervals. A panel whose null fails its test
-    says so: there the axis is theory's claim and no false-positive rate of these images.
+    says so: there the axis is theory's claim and no false-positive rate of these images. Hollow marks are what the
+    method's authors report for the same attack.
     """
     panels = [(study, names) for study in studies for names in _groups(study, families)]
     with house_style():
@@ -60,6 +61,10 @@ def _curve(axes: Axes, study: Strictness, name: str, number: int) -> None:
     colour = PALETTE[number % len(PALETTE)]
     axes.fill_between(x, curve["low"], curve["high"], step="post", color=colour, alpha=0.12, linewidth=0)
     marker = MARKERS[number % len(MARKERS)]
+    reported = study.published[study.published["attack"] == name]
+    if len(reported):
+        hollow = {"facecolors": "none", "edgecolors": colour, "linewidths": 1.2, "zorder": 3}
+        axes.scatter(reported["fpr"].astype(float), reported["tpr"].astype(float), s=34, marker="D", **hollow)
     axes.step(
         x, curve["tpr"], where="post", color=colour, marker=marker, markersize=2.6, label=plain(shortened(name, 30))
     )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..bench.null_study import NullStudy, study_every
 from ..bench.potency import Potency, potency
+from ..bench.published import SOURCES
 from ..bench.store import write_text, writing
 from ..bench.strictness import every_strictness
 from ..bench.summary import families
@@ -108,6 +109,7 @@ def _render(
         nulls=nulls,
         strict=strict,
         fprs=run.config["benchmark"].get("fprs", ()),
+        published=_reported(run),
         failures=_failures(run),
         skipped=_skipped(run),
         rejected=run.store.index().rejected,
@@ -202,6 +204,11 @@ def _strictness(run: Run, folder: Path, pictures: dict[str, Picture]) -> list[di
         holds = next(study.theory_holds for study in studies if study.method == method)
         rows.append({"method": method, "attack": attack, "holds": holds, "cells": records(part)})
     return rows
+
+
+def _reported(run: Run) -> list[str]:
+    """Where the published numbers come from that stand beside those of the run's methods."""
+    return list(dict.fromkeys(SOURCES[m["name"]] for m in run.config["methods"] if m["name"] in SOURCES))
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ class HiddenRecipe(Recipe):
         return cosine(inside, phase.steps, phase.warmup, phase.learning_rate, phase.final_learning_rate)
 
     @model_validator(mode="after")
-    def _whitening_fits(self) -> Self:
+    def _sizes_fit(self) -> Self:
         if max(phase.size or 0 for phase in self.phases) > self.short:
             raise ValueError(f"the crops of a phase are larger than the photographs, whose short side is {self.short}")
         if self.whitening_size > self.short:

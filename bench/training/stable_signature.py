@@ -242,6 +242,15 @@ class Decoders:
         return len(users), mean
 
 
+def changed_state(task: StableSignatureTask, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
+    """The trained tensors by their name in the autoencoder's model, in the type they are stored in."""
+    return {
+        f"{name}.{key}": value.detach().cpu().to(dtype).contiguous()
+        for name, module in task.modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
 def _wants_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Torch's group norm crashes on channels-last inputs that want no gradient while its weights do."""
     if torch.is_grad_enabled():
@@ -270,12 +279,3 @@ def judge(task: StableSignatureTask) -> dict[str, float]:
 def _mean_curve(users: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     curves = pd.concat([pd.DataFrame(user["curve"]) for user in users])
     return curves.groupby("step", as_index=False).mean().to_dict("records")  # type: ignore[return-value]
-
-
-def changed_state(task: StableSignatureTask, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """The trained tensors by their name in the autoencoder's model, in the type they are stored in."""
-    return {
-        f"{name}.{key}": value.detach().cpu().to(dtype).contiguous()
-        for name, module in task.modules.items()
-        for key, value in module.state_dict().items()
-    }

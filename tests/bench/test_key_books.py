@@ -119,3 +119,29 @@ def test_tpr_at_every_threshold_is_what_a_loop_counts(run: Run) -> None:
     assert "note" in table
     assert table["note"].notna().sum() == 2
     assert table["tpr"].isna().sum() == 2
+
+
+def test_published_numbers_stand_beside_measured_ones(run: Run) -> None:
+    """Reported cells are cells of the preset, at thresholds that its FPRs have; they are marked as reported."""
+    from dataclasses import replace
+
+    from waterproof.bench.benchmark import expand, load_benchmark
+    from waterproof.bench.published import SOURCES, published
+    from waterproof.reports.figures_strictness import strictness_curves
+
+    benchmark = load_benchmark("stable-signature")
+    labels = {attack.label for ref in benchmark.attacks for attack in expand(ref)}
+    for name in SOURCES:
+        table = published(name)
+        assert set(table["attack"]) <= labels
+        assert set(table["fpr"]) <= set(benchmark.fprs)
+        assert table["tpr"].between(0, 1).all()
+    assert published("dwt-dct").empty
+    method = run.methods[0]
+    study = strictness(run, method)
+    assert "published" not in study.at([1e-6])
+    reported = replace(study, published=published("stable-signature"))
+    row = reported.at([1e-6]).query("attack == 'identity'").iloc[0]
+    assert (row["published"], row["tpr"]) == (0.99, 1.0)
+    figure = strictness_curves([reported], {"identity": "none", "jpeg(quality=80)": "compression"})
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections if c.get_facecolor().size == 0) == 3
