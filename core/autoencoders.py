@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from .errors import ImageError, UnavailableError, UserError
 from .identity import canonical_json
+from .taef2 import Taef2, taef2_name
 from .weights import digest_of, load_module, load_state
 
 if TYPE_CHECKING:
@@ -203,83 +204,6 @@ class Autoencoder:
         return values if isinstance(self.model, Taef2) else (values + 1) / 2
 
 
-class Taef2(nn.Module):
-    """The tiny autoencoder for FLUX.2's latents: 32 channels, 8 pixels per cell, images in 0 to 1.
-
-    Like diffusers' AutoencoderTiny, but the three blocks next to the latent first add a branch of 1 x 1 convolutions
-    around a group norm, which sees the whole image. Without it the same weights run and give 16 to 19 dB.
-    Module names are those of the released files (Boer Bohan, github.com/madebyollin/taesd, MIT licence).
-    """
-
-    channels = 32
-    factor = 8
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = 64
-        self.encoder = nn.Sequential(
-            _conv(3, width),
-            _Block(width),
-            *(part for pooled in (False, False, True) for part in (_halve(width), *_blocks(width, pooled))),
-            _conv(width, self.channels),
-        )
-        self.decoder = nn.Sequential(
-            _Squash(),
-            _conv(self.channels, width),
-            nn.ReLU(),
-            *(part for pooled in (True, False, False) for part in (*_blocks(width, pooled), *_double(width))),
-            _Block(width),
-            _conv(width, 3),
-        )
-
-
-class _Block(nn.Module):
-    """A residual block of three convolutions, after the branch that sees the whole image where it is ``pooled``."""
-
-    def __init__(self, width: int, pooled: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))
-        wide = 4 * width
-        self.pool = (
-            nn.Sequential(
-                nn.Conv2d(width, wide, 1, bias=False),
-                nn.GroupNorm(4, wide),
-                nn.ReLU(),
-                nn.Conv2d(wide, width, 1, bias=False),
-            )
-            if pooled
-            else None
-        )
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if self.pool is not None:
-            values = values + self.pool(values)
-        return functional.relu(self.conv(values) + values)
-
-
-class _Squash(nn.Module):
-    """Keeps latents softly within -3 to 3."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(values / 3) * 3
-
-
-def _conv(inputs: int, outputs: int) -> nn.Module:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _halve(width: int) -> nn.Module:
-    return nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
-
-
-def _double(width: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)
-
-
-def _blocks(width: int, pooled: bool) -> tuple[nn.Module, ...]:
-    return tuple(_Block(width, pooled) for _ in range(3))
-
-
 def load_autoencoder(
     source: str | Path,
     revision: str | None = None,
@@ -414,7 +338,7 @@ def _load_taef2(folder: Path) -> Autoencoder:
     single = folder / _TAEF2_FILE
     files: tuple[Path, ...]
     if single.is_file():
-        load_module(model, {_taef2_name(key): value for key, value in load_state(single).items()}, str(single))
+        load_module(model, {taef2_name(key): value for key, value in load_state(single).items()}, str(single))
         files = (single,)
     else:
         files = tuple(folder / name for name in _TAEF2_PAIR)
@@ -422,14 +346,6 @@ def _load_taef2(folder: Path) -> Autoencoder:
             load_module(part, load_state(path), str(path))
     digest = _digest({"network": "Taef2", "weights": [digest_of(path) for path in files]})
     return Autoencoder(model, "tiny", Taef2.factor, Taef2.channels, 1.0, 0.0, digest)
-
-
-def _taef2_name(key: str) -> str:
-    part, _, rest = key.partition(".layers.")
-    number, dot, name = rest.partition(".")
-    if not number.isdigit():
-        return key
-    return f"{part}.{int(number) + (part == 'decoder')}{dot}{name}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def _curve(axes: Axes, study: Strictness, name: str, number: int) -> None:
     marker = MARKERS[number % len(MARKERS)]
     reported = study.published[study.published["attack"] == name]
     if len(reported):
-        hollow = {"facecolors": "none", "edgecolors": colour, "linewidths": 1.2, "zorder": 3}
-        axes.scatter(reported["fpr"].astype(float), reported["tpr"].astype(float), s=34, marker="D", **hollow)
+        x_reported, y_reported = (np.asarray(reported[name], dtype=float) for name in ("fpr", "tpr"))
+        axes.scatter(x_reported, y_reported, s=34, marker="D", facecolors="none", edgecolors=colour, zorder=3)
     axes.step(
         x, curve["tpr"], where="post", color=colour, marker=marker, markersize=2.6, label=plain(shortened(name, 30))
     )

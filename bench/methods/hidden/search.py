@@ -54,8 +54,7 @@ def refine(
     def attack(marked: torch.Tensor, step: int) -> torch.Tensor:
         return augment(marked, REHEARSED[step % len(REHEARSED)], generator)
 
-    how = {"steps": steps, "size": _STEP, "attenuation": attenuation, "strength": strength, "attack": attack}
-    return descend(extractor, image, bits, delta, **how)
+    return descend(extractor, image, bits, delta, steps, _STEP, attenuation, strength, attack)
 
 
 def descend(
@@ -63,7 +62,6 @@ def descend(
     images: torch.Tensor,
     bits: torch.Tensor,
     delta: torch.Tensor,
-    *,
     steps: int,
     size: float,
     attenuation: str,
