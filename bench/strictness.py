@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import StatisticsError
-from .published import published
+from .reported import published
 from .statistics import binomial, intervals
 from .summary import null_holds
 
@@ -34,7 +34,7 @@ class Strictness:
         theory_holds: whether unattacked, unmarked images give fair, independent bits; None where that was not tested.
         curves: by attack, one row for each threshold from k down to k / 2: ``threshold``, ``fpr`` (theory's), ``tpr``,
             ``low``, ``high``, ``n``, ``sources``.
-        published: what the method's authors report: ``attack``, ``fpr``, ``tpr``; see :mod:`.published`.
+        published: what the method's authors report: ``attack``, ``fpr``, ``tpr``; see :mod:`.reported`.
     """
 
     method: str

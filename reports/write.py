@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..bench.null_study import NullStudy, study_every
 from ..bench.potency import Potency, potency
-from ..bench.published import SOURCES
+from ..bench.reported import SOURCES
 from ..bench.store import write_text, writing
 from ..bench.strictness import every_strictness
 from ..bench.summary import families

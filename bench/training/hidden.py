@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ...core.errors import StatisticsError
 from ...core.seeds import Seed
 from ..methods.hidden.augment import augment
 from ..methods.hidden.network import Encoder, Extractor, attenuate, normalise
-from ..methods.hidden.search import descend, refine
+from ..methods.hidden.search import descend, mark_image
 from .trainer import Task
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ class HiddenTask(Task):
         for module in (self.encoder, self.extractor):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules = {"encoder": self.encoder, "extractor": self.extractor}
+        self.reader: nn.Module = self.extractor
+
+    def whiten(self, layer: dict[str, torch.Tensor]) -> None:
+        """From now on marks are made and read through the whitening, as the method does without an encoder."""
+        linear = nn.Linear(self.recipe.network.bits, self.recipe.network.bits).to(
+            next(self.extractor.parameters()).device
+        )
+        linear.load_state_dict(layer)
+        self.reader = nn.Sequential(self.extractor, linear)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Marks a batch, attacks it in one way, reads it."""
@@ -113,13 +122,13 @@ class HiddenTask(Task):
     def judge(self, operations: Sequence[str] = JUDGED) -> dict[str, float]:
         """PSNR and bit accuracy on the photographs that were kept out, 8-bit marked images, random keys.
 
-        As the method embeds; where it refines, also by the encoder alone.
+        As the method embeds and reads; where it refines an encoder's marks, also by the encoder alone.
         """
-        for module in self.modules.values():
+        for module in (*self.modules.values(), self.reader):
             module.eval().requires_grad_(False)
-        steps = self.recipe.network.refine
-        found = self._judge(steps, operations)
-        alone = self._judge(0, operations) if steps else {}
+        config = self.recipe.network
+        found = self._judge(config.refine, operations)
+        alone = self._judge(0, operations) if config.refine and config.embed == "encoder" else {}
         return found | {f"encoder alone: {name}": value for name, value in alone.items()}
 
     def _judge(self, steps: int, operations: Sequence[str]) -> dict[str, float]:
@@ -127,16 +136,15 @@ class HiddenTask(Task):
         images = self.photographs.held_out(self.recipe.short).to(next(self.encoder.parameters()).device)
         generator = Seed.root(self.recipe.seed).child("judge").torch()
         bits = torch.randint(2, (len(images), config.bits), generator=generator).float().to(images.device)
+        encoder = self.encoder if config.embed == "encoder" else None
         how = (steps, config.attenuation, config.strength, generator)
-        marked = []
-        for image, key in zip(images[:, None], bits[:, None], strict=True):
-            delta = refine(self.extractor, image, key, self.encoder(normalise(image), 2 * key - 1), *how)
-            marked.append(image + attenuate(image, delta, config.attenuation, config.strength))
+        pairs = zip(images[:, None], bits[:, None], strict=True)
+        marked = [mark_image(encoder, self.reader, image, key, *how) for image, key in pairs]
         stored = torch.cat(marked).clamp(0, 1).mul(255).round().div(255)
         errors = (stored - images).square().mean(dim=(1, 2, 3))
         found = {"psnr": float((-10 * torch.log10(errors + 1e-12)).mean())}
         for operation in operations:
-            logits = self.extractor(augment(stored, operation, generator))
+            logits = self.reader(augment(stored, operation, generator))
             found[f"bit accuracy, {operation}"] = float(((logits > 0) == (bits > 0)).float().mean())
         return found
 
@@ -149,12 +157,14 @@ def fit_whitening(
     floor: float = 0.0,
     operations: Sequence[str] = ("identity",),
     seed: int = 0,
+    rotation: Literal["pca", "zca"] = "pca",
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """PCA whitening of an extractor's logits on unmarked images, as a linear layer.
+    """Whitening of an extractor's logits on unmarked images, as a linear layer.
 
-    Logits become ``scale * max(D, floor * mean(D))^(-1/2) V^T (logits - mean)`` with the covariance (over n - 1
-    readings) ``V D V^T``. Without a floor they have mean 0 and covariance ``scale^2`` times the identity on these
-    images. The bits are other bits than the encoder writes; their signs depend on neither scale nor floor.
+    Logits become ``scale * R max(D, floor * mean(D))^(-1/2) V^T (logits - mean)`` with the covariance (over n - 1
+    readings) ``V D V^T``; R is the identity for PCA and V for ZCA. Without a floor they have mean 0 and covariance
+    ``scale^2`` times the identity on these images. The bits are other bits than the extractor was trained for, close to
+    them with ZCA.
 
     Args:
         extractor: without whitening.
@@ -164,6 +174,8 @@ def fit_whitening(
             unmarked images hardly differ would otherwise be blown up and drown the others in a loss.
         operations: every image is read after each of these, so that a bit is centred for images as they are met.
         seed: of the operations' draws.
+        rotation: ``pca`` reads each principal direction as a bit of its own; one in which images hardly differ gives a
+            bit that no mark can set. ``zca`` turns back to the extractor's own bits, which share such directions.
 
     Returns:
         ``weight`` and ``bias`` of the layer, and what it found: images, readings, smallest and largest eigenvalue.
@@ -191,6 +203,8 @@ def fit_whitening(
     # The sign of an eigenvector is arbitrary: its largest part is made positive, so that the result is one.
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))])
     matrix = scale * (vectors / np.sqrt(np.maximum(values, floor * values.mean()))).T
+    if rotation == "zca":
+        matrix = vectors @ matrix
     layer = {"weight": torch.from_numpy(matrix).float(), "bias": torch.from_numpy(-matrix @ mean).float()}
     found = {"images": len(images), "readings": len(logits), "scale": scale, "floor": floor}
     return layer, {**found, "smallest eigenvalue": float(values[0]), "largest eigenvalue": float(values[-1])}

@@ -56,11 +56,13 @@ def train_hidden(
     photographs = load_photographs(recipe, data)
     task = HiddenTask(recipe, photographs)
     trained = _fit(task, out, minutes, device)
-    quality = task.judge()
     # The whitening takes every photograph of the training: what is kept out measures, and is no part of it.
     images = [centre(image, recipe.whitening_size) for image in photographs.train]
     whitening = (recipe.whitening_scale, recipe.whitening_floor, recipe.whitening_operations, recipe.seed)
-    layer, found = fit_whitening(task.extractor, images, *whitening)
+    layer, found = fit_whitening(task.extractor, images, *whitening, recipe.whitening_rotation)
+    if recipe.network.embed == "descent":
+        task.whiten(layer)
+    quality = task.judge()
     save_networks(out, recipe.network, task.encoder.state_dict(), task.extractor.state_dict())
     save_state(layer, out / "whitening.safetensors", {})
     facts: dict[str, float] = {"parameters of the extractor": sum(p.numel() for p in task.extractor.parameters())}

@@ -153,6 +153,7 @@ class HiddenRecipe(Recipe):
         jitter: marked images lose up to so many rows and columns on each side before anything else, pixels.
         search_steps: steps up the gradient in phases that search.
         search_size: length of one of them, in units of the encoder's largest perturbation.
+        whitening_rotation: ``pca`` as in the paper, or ``zca``; see :func:`.hidden.fit_whitening`.
         whitening_scale: standard deviation of the whitened logits.
         whitening_floor: smallest eigenvalue that is whitened in full, as a share of the mean one.
         whitening_operations: what the images of the whitening go through, each on its own.
@@ -167,6 +168,7 @@ class HiddenRecipe(Recipe):
     jitter: int = Field(0, ge=0, le=16)
     search_steps: int = Field(3, ge=1, le=100)
     search_size: float = Field(0.45, gt=0, le=10)
+    whitening_rotation: Literal["pca", "zca"] = "pca"
     whitening_scale: float = Field(1.0, gt=0)
     whitening_floor: float = Field(0.0, ge=0, le=1)
     whitening_operations: tuple[str, ...] = ("identity",)
@@ -191,7 +193,10 @@ class HiddenRecipe(Recipe):
 
     @classmethod
     def _later(cls) -> dict[str, Any]:
-        return {**{name: True for name in cls.model_fields if name.startswith("whitening_")}, "network": {"refine"}}
+        return {
+            **{name: True for name in cls.model_fields if name.startswith("whitening_")},
+            "network": {"embed", "refine"},
+        }
 
     def phase(self, step: int) -> tuple[Phase, int]:
         """The phase of a step, and how many of its steps were done before."""

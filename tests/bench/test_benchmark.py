@@ -328,8 +328,8 @@ def test_the_quick_preset_counts_what_it_announces() -> None:
     dataset = benchmark.dataset.create("dataset")
     assert isinstance(dataset, Dataset)
     photographs = len(dataset.index().records)
-    assert (len(benchmark.methods), len(labels(benchmark)), benchmark.limit) == (3, 12, None)
-    assert benchmark.summary.startswith(f"three watermarks, twelve attacks, the {photographs} photographs")
+    assert (len(benchmark.methods), len(labels(benchmark)), benchmark.limit) == (5, 12, None)
+    assert benchmark.summary.startswith(f"five watermarks, twelve attacks, the {photographs} photographs")
 
 
 def cells_of(benchmark: Benchmark) -> str:

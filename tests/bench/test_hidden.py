@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from waterproof.bench.check import check_component
 from waterproof.bench.methods.hidden import augment as augmentation
-from waterproof.bench.methods.hidden.method import SHIPPED, Hidden
+from waterproof.bench.methods.hidden.method import Hidden
 from waterproof.bench.methods.hidden.network import (
     DEVIATION,
     MEAN,
@@ -30,6 +30,7 @@ from waterproof.bench.methods.hidden.network import (
 )
 from waterproof.core.errors import ImageError, SpecError, UnavailableError, UserError
 from waterproof.core.seeds import Seed
+from waterproof.core.weights import save_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,9 +128,30 @@ def test_networks_come_back_from_their_folder(tmp_path: Path) -> None:
     image = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(load_extractor_folder(tmp_path, whitened=False)(image), extractor(image), atol=1e-6)
     ones = torch.ones(1, 8)
-    assert torch.allclose(load_encoder(tmp_path)(image, ones), encoder(image, ones), atol=1e-6)
+    loaded = load_encoder(tmp_path)
+    assert loaded is not None
+    assert torch.allclose(loaded(image, ones), encoder(image, ones), atol=1e-6)
     with pytest.raises(UnavailableError, match=r"whitening.safetensors"):
         load_extractor_folder(tmp_path)
+
+
+def test_marks_by_descent_need_no_encoder_but_steps(tmp_path: Path, photographs: Images) -> None:
+    config = SMALL.model_copy(update={"embed": "descent", "refine": 3})
+    save_networks(tmp_path, config, {}, Extractor(SMALL).state_dict())
+    assert not (tmp_path / "encoder.safetensors").exists()
+    assert load_encoder(tmp_path) is None
+    mark = Hidden(weights=str(tmp_path))
+    assert "whitening.safetensors" in str(mark.unavailable())
+    save_state({"weight": 2 * torch.eye(8), "bias": torch.ones(8)}, tmp_path / "whitening.safetensors", {})
+    assert set(mark.digests()) == {"whitening.safetensors", "extractor.safetensors", "config.json"}
+    plain = load_extractor_folder(tmp_path, whitened=False)(photographs.float()[:1])
+    read = mark.decode(photographs.take([0])).logits
+    assert torch.allclose(read, 2 * plain + 1, atol=1e-5)
+    keys = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    marked = mark.embed(photographs, keys, Seed.root(0))
+    assert not torch.equal(marked.pixels, photographs.pixels)
+    with pytest.raises(ValueError, match="refine must be 1 or more"):
+        NetworkConfig(embed="descent")
 
 
 def test_folders_that_hold_no_networks_are_refused(tmp_path: Path) -> None:
@@ -222,16 +244,11 @@ def test_an_augmentation_that_nobody_knows() -> None:
         augmentation.parse("jpeg high")
 
 
-needs_weights = pytest.mark.skipif(not SHIPPED.is_dir(), reason="these weights are not trained yet")
-
-
-@needs_weights
 def test_the_shipped_weights_keep_the_contract() -> None:
     for result in check_component("hidden"):
         assert result.ok, f"{result.promise}: {result.detail}"
 
 
-@needs_weights
 def test_the_shipped_weights_mark_photographs(photographs: Images) -> None:
     mark = Hidden()
     keys = torch.rand(3, mark.bits, generator=torch.Generator().manual_seed(0)) > 0.5

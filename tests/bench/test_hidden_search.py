@@ -10,7 +10,7 @@ import torch
 
 from waterproof.bench.methods.hidden.method import Hidden
 from waterproof.bench.methods.hidden.network import DEVIATION, Encoder, Extractor, NetworkConfig, save_networks
-from waterproof.bench.methods.hidden.search import REHEARSED, descend, refine
+from waterproof.bench.methods.hidden.search import REHEARSED, descend, mark_image
 from waterproof.core.seeds import Seed
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def test_every_rehearsed_operation_is_met_in_turn(photographs: Images) -> None:
         return x.mean((2, 3))
 
     how = (len(REHEARSED), "uniform", 0.1, torch.Generator().manual_seed(0))
-    refine(extractor, image, torch.ones(1, 3), torch.zeros_like(image), *how)
+    mark_image(None, extractor, image, torch.ones(1, 3), *how)
     assert len(met) == len(REHEARSED)
     assert sorted(set(met)) == [34, 48]
 

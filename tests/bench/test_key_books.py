@@ -126,7 +126,7 @@ def test_published_numbers_stand_beside_measured_ones(run: Run) -> None:
     from dataclasses import replace
 
     from waterproof.bench.benchmark import expand, load_benchmark
-    from waterproof.bench.published import SOURCES, published
+    from waterproof.bench.reported import SOURCES, published
     from waterproof.reports.figures_strictness import strictness_curves
 
     benchmark = load_benchmark("stable-signature")

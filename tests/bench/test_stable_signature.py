@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from waterproof.core.images import Images
 
 FOLDER = SHIPPED / "stable_signature"
-needs_weights = pytest.mark.skipif(not FOLDER.is_dir(), reason="these weights are not trained yet")
 
 
 def bits_of(*keys: str) -> torch.Tensor:
@@ -35,13 +34,11 @@ def psnr(a: Images, b: Images) -> float:
     return float(-10 * torch.log10((a.float() - b.float()).square().mean(dim=(1, 2, 3))).mean())
 
 
-@needs_weights
 def test_the_shipped_weights_keep_the_contract() -> None:
     for result in check_component("stable-signature"):
         assert result.ok, f"{result.promise}: {result.detail}"
 
 
-@needs_weights
 def test_what_ships_is_small_and_has_its_card() -> None:
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
@@ -55,7 +52,6 @@ def test_what_ships_is_small_and_has_its_card() -> None:
             assert file_digest(SHIPPED / name / file) == digest, file
 
 
-@needs_weights
 def test_the_shipped_users_write_their_keys_into_photographs(photographs: Images) -> None:
     mark = StableSignature()
     users = mark.users
@@ -71,7 +67,6 @@ def test_the_shipped_users_write_their_keys_into_photographs(photographs: Images
     assert psnr(pair.marked, pair.unmarked) > 27
 
 
-@needs_weights
 def test_a_pair_differs_by_the_mark_alone(photographs: Images) -> None:
     mark = StableSignature()
     makers = load_makers("shipped", None, None)
@@ -80,7 +75,6 @@ def test_a_pair_differs_by_the_mark_alone(photographs: Images) -> None:
     assert torch.equal(pair.unmarked.pixels[1:2], again)
 
 
-@needs_weights
 def test_results_do_not_depend_on_the_batch(photographs: Images) -> None:
     mark = StableSignature()
     keys = bits_of(mark.users[3], mark.users[1], mark.users[3])
@@ -91,7 +85,6 @@ def test_results_do_not_depend_on_the_batch(photographs: Images) -> None:
         assert torch.equal(alone.unmarked.pixels, together.unmarked.pixels[i : i + 1])
 
 
-@needs_weights
 def test_sides_that_do_not_divide_are_extended_and_cut_back(photographs: Images) -> None:
     mark = StableSignature()
     odd = photographs.with_pixels(np.ascontiguousarray(photographs.numpy()[:, :101, :70]))
@@ -99,7 +92,6 @@ def test_sides_that_do_not_divide_are_extended_and_cut_back(photographs: Images)
     assert pair.marked.size == pair.unmarked.size == (101, 70)
 
 
-@needs_weights
 def test_a_key_that_nobody_has_is_refused(photographs: Images) -> None:
     mark = StableSignature()
     with pytest.raises(ContractError, match="no decoder writes the key 0101"):
@@ -111,7 +103,6 @@ def copied(tmp_path: Path) -> Path:
     return shutil.copytree(FOLDER, tmp_path / "decoders")
 
 
-@needs_weights
 def test_decoders_that_were_tampered_with_are_refused(copied: Path, photographs: Images) -> None:
     mark = StableSignature(weights=str(copied))
     assert mark.unavailable() is None
@@ -123,7 +114,6 @@ def test_decoders_that_were_tampered_with_are_refused(copied: Path, photographs:
         mark.mark(photographs.take([0]), bits_of(mark.users[1]), Seed.root(0))
 
 
-@needs_weights
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -155,7 +145,6 @@ def compvis(layout: DecoderLayout, seed: int) -> dict[str, torch.Tensor]:
     return {theirs: 0.05 * torch.randn(shape, generator=generator) for theirs, _, shape in layout.tensors()}
 
 
-@needs_weights
 def test_the_released_names_work_with_an_autoencoder_of_their_shape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: Images
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import sys
 import threading
 import types
 import urllib.error
@@ -433,26 +432,26 @@ def test_torchscript_reads_what_its_layers_read(tmp_path: Path, photographs: Any
     assert torch.equal(logits[0], logits[2])
 
 
-def test_the_folder_of_an_own_extractor_gets_plain_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Channels(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean(dim=(2, 3))
+def test_the_folder_of_an_own_extractor_gets_plain_images(tmp_path: Path) -> None:
+    from waterproof.bench.methods.hidden import network
+    from waterproof.core.weights import save_state
 
-    def load(folder: Path) -> torch.nn.Module:
-        assert folder == tmp_path
-        return Channels()
-
-    network = types.ModuleType("network")
-    vars(network)["load_extractor_folder"] = load
-    monkeypatch.setitem(sys.modules, "waterproof.bench.methods.hidden.network", network)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    config = network.NetworkConfig(bits=3, stages=((4, 1),), embed="descent", refine=1)
+    own = network.Extractor(config).eval()
+    network.save_networks(tmp_path, config, {}, own.state_dict())
+    with pytest.raises(UnavailableError, match=r"whitening.safetensors: cannot be read"):
+        load_extractor(tmp_path)
+    save_state({"weight": 2 * torch.eye(3), "bias": torch.ones(3)}, tmp_path / "whitening.safetensors", {})
     extractor = load_extractor(tmp_path)
     assert extractor.bits == 3
-    assert len(extractor.digest) == 64
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(extractor(images), 2 * own(images) + 1, atol=1e-5, rtol=1e-4)
+    # A model card beside the networks may change; the networks may not.
+    (tmp_path / "card.json").write_text("{}", encoding="utf-8")
     assert load_extractor(tmp_path, sha256=extractor.digest).digest == extractor.digest
-    torch.testing.assert_close(extractor(torch.full((1, 3, 8, 8), 0.25)), torch.full((1, 3), 0.25))
+    save_state({"weight": torch.eye(3), "bias": torch.ones(3)}, tmp_path / "whitening.safetensors", {})
     with pytest.raises(UnavailableError, match="wrong file"):
-        load_extractor(tmp_path, sha256="0" * 64)
+        load_extractor(tmp_path, sha256=extractor.digest)
 
 
 def test_what_is_no_extractor_is_refused() -> None:

@@ -404,6 +404,12 @@ def test_whitening_is_the_pca_that_numpy_finds(loaded: Photographs) -> None:
     _, spread, axes = np.linalg.svd(logits - logits.mean(0), full_matrices=False)
     rows = layer["weight"].double().numpy()[::-1] / 2 * (spread / np.sqrt(23))[:, None]
     assert np.allclose(np.abs((rows * axes).sum(1)), 1, atol=1e-3)
+    # ZCA: the symmetric square root of the inverse covariance, which SciPy finds its own way.
+    from scipy.linalg import fractional_matrix_power
+
+    turned, _ = fit_whitening(extractor, images, scale=2.0, rotation="zca")
+    expected = 2 * fractional_matrix_power(np.cov(logits.T), -0.5).real
+    assert np.allclose(turned["weight"].numpy(), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     assert found["images"] == 24
     with pytest.raises(StatisticsError, match="at least 16"):
         fit_whitening(extractor, images[:15], 1.0)

@@ -1,4 +1,4 @@
-"""hidden: HiDDeN as a post-hoc mark, attenuated by a map of what the eye just notices, mended by gradient steps."""
+"""hidden: HiDDeN as a post-hoc mark, attenuated by a map of what the eye just notices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ....core.errors import UserError
 from ....core.images import Images
 from ....core.weights import digest_of
 from ..base import Evidence, Watermark
-from .network import Encoder, Extractor, attenuate, load_config, load_encoder, load_extractor_folder, normalise
-from .search import refine
+from .network import Encoder, Extractor, load_config, load_encoder, load_extractor_folder
+from .search import mark_image
 
 if TYPE_CHECKING:
     from ....core.seeds import Seed
@@ -25,6 +25,9 @@ SHIPPED = Path(__file__).parents[3] / "core" / "shipped" / "hidden"
 
 class Hidden(Watermark):
     """HiDDeN (Zhu et al., ECCV 2018), trained as in Stable Signature's first phase.
+
+    The weights say how a mark is made: by an encoder, by gradient descent through the extractor for each image (the
+    weights that ship: they have no encoder), or by both. Without an encoder the bits are whitened ones.
 
     Example:
         >>> from waterproof.core.registry import create
@@ -46,7 +49,7 @@ class Hidden(Watermark):
     )
     strength: float | None = param(None, gt=0, le=100, doc="factor of the mark; the recipe's where it is left out")
     refine: int | None = param(
-        None, ge=0, le=1000, doc="gradient steps that mend the encoder's mark; the recipe's where it is left out"
+        None, ge=0, le=1000, doc="gradient steps for each image; the recipe's where it is left out"
     )
 
     @property
@@ -77,15 +80,15 @@ class Hidden(Watermark):
         return digest_of(self._folder)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of both networks and their shape."""
+        """SHA-256 of the networks and their shape."""
         if self.unavailable():
             return {}
-        files = ("encoder.safetensors", "extractor.safetensors", "config.json")
-        return {name: digest_of(self._folder / name) for name in files}
+        mine = "encoder.safetensors" if load_config(self._folder).embed == "encoder" else "whitening.safetensors"
+        return {name: digest_of(self._folder / name) for name in (mine, "extractor.safetensors", "config.json")}
 
     @torch.no_grad()
     def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
-        """Adds the attenuated perturbation, image by image; refining draws its crops from each image's own seed."""
+        """Adds the attenuated perturbation, image by image; the descent draws crops from each image's own seed."""
         encoder, extractor = _networks(self._folder, self._digest)
         config = load_config(self._folder)
         attenuation = config.attenuation if self.attenuation == "trained" else self.attenuation
@@ -93,9 +96,8 @@ class Hidden(Watermark):
         steps = config.refine if self.refine is None else self.refine
         marked = []
         for image, key, record in zip(images.float()[:, None], keys[:, None].float(), images.records, strict=True):
-            delta = encoder(normalise(image), 2 * key - 1)
-            delta = refine(extractor, image, key, delta, steps, attenuation, strength, seed.child(record.id).torch())
-            marked.append(image + attenuate(image, delta, attenuation, strength))
+            generator = seed.child(record.id).torch()
+            marked.append(mark_image(encoder, extractor, image, key, steps, attenuation, strength, generator))
         return Images.from_float(torch.cat(marked), images.records)
 
     @torch.inference_mode()
@@ -106,8 +108,12 @@ class Hidden(Watermark):
 
 
 @lru_cache(maxsize=4)
-def _networks(folder: Path, digest: str) -> tuple[Encoder, Extractor]:
-    """Encoder and unwhitened extractor; the digest makes a changed folder another one."""
-    # Tensors that were made for inference alone could not be refined through.
+def _networks(folder: Path, digest: str) -> tuple[Encoder | None, Extractor]:
+    """Encoder, if there is one, and extractor; the digest makes a changed folder another one.
+
+    An encoder writes the bits of the extractor that it was trained with; a descent can write whitened ones.
+    """
+    # Tensors that were made for inference alone could not be descended through.
     with torch.inference_mode(False):
-        return load_encoder(folder), load_extractor_folder(folder, whitened=False)
+        encoder = load_encoder(folder)
+        return encoder, load_extractor_folder(folder, whitened=encoder is None)

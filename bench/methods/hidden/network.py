@@ -9,10 +9,10 @@ show the extractor the image's fine detail as well: they train in hours on two c
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 from torch.nn import functional
 
@@ -56,7 +56,8 @@ class NetworkConfig(BaseModel):
         attenuation: ``uniform`` adds ``strength * delta`` in ImageNet-normalised space (the paper's training), ``jnd``
             adds ``strength * heat_map * delta`` to the image (its post-hoc use).
         strength: factor of the mark.
-        refine: gradient steps that mend the encoder's mark for each image; see :mod:`.search`. None in the paper.
+        embed: what a mark begins with: the ``encoder``'s proposal, or nothing: ``descent`` alone, without an encoder.
+        refine: gradient steps that lead the mark of an image to its message; see :mod:`.search`. None in the paper.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,7 +73,14 @@ class NetworkConfig(BaseModel):
     momentum: float = Field(0.01, gt=0, le=1)
     attenuation: Literal["uniform", "jnd"] = "uniform"
     strength: float = Field(0.3, gt=0, le=100)
+    embed: Literal["encoder", "descent"] = "encoder"
     refine: int = Field(0, ge=0, le=1000)
+
+    @model_validator(mode="after")
+    def _marks(self) -> Self:
+        if self.embed == "descent" and not self.refine:
+            raise ValueError("embed: descent marks nothing without steps: refine must be 1 or more")
+        return self
 
 
 class Block(nn.Sequential):
@@ -191,9 +199,10 @@ def attenuate(images: torch.Tensor, delta: torch.Tensor, attenuation: str, stren
 def save_networks(
     folder: Path, config: NetworkConfig, encoder: Mapping[str, torch.Tensor], extractor: Mapping[str, torch.Tensor]
 ) -> None:
-    """Writes ``config.json``, ``encoder.safetensors`` and ``extractor.safetensors``."""
+    """Writes ``config.json``, ``extractor.safetensors`` and, where marks begin with it, ``encoder.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_state(dict(encoder), folder / "encoder.safetensors", {})
+    if config.embed == "encoder":
+        save_state(dict(encoder), folder / "encoder.safetensors", {})
     save_state(dict(extractor), folder / "extractor.safetensors", {})
     (folder / "config.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n", encoding="utf-8")
 
@@ -213,9 +222,12 @@ def load_config(folder: Path) -> NetworkConfig:
         raise UnavailableError(f"{path} describes no such networks: {describe(error)}") from None
 
 
-def load_encoder(folder: Path) -> Encoder:
-    """The trained encoder of ``folder``, ready to use."""
-    encoder = Encoder(load_config(folder))
+def load_encoder(folder: Path) -> Encoder | None:
+    """The trained encoder of ``folder``, ready to use; None where marks are made by descent alone."""
+    config = load_config(folder)
+    if config.embed == "descent":
+        return None
+    encoder = Encoder(config)
     load_module(encoder, load_state(folder / "encoder.safetensors"), f"the encoder in {folder}")
     return _ready(encoder)
 

@@ -1,9 +1,9 @@
 """Marks by descent: a perturbation that leads an extractor to a message, found up the extractor's own gradient.
 
-A trained encoder writes a mark in one pass; a short training leaves it behind the extractor that it was trained for.
-The same few steps of gradient descent that teach an extractor its bits (see :mod:`waterproof.bench.training.hidden`)
-also mend the encoder's proposal for one image, at the price of a forward and a backward pass each. Fernandez et al.,
-"Watermarking Images in Self-Supervised Latent Spaces" (ICASSP 2022), embed by such descent alone.
+A trained encoder writes a mark in one pass, but takes days on many GPUs. The few steps of gradient descent that
+teach an extractor its bits (see :mod:`waterproof.bench.training.hidden`) also mark an image, at the price of a forward
+and a backward pass each: Fernandez et al., "Watermarking Images in Self-Supervised Latent Spaces" (ICASSP 2022), embed
+so. They can begin with an encoder's proposal, or with nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from torch.nn import functional
 
 from .augment import augment
-from .network import attenuate
+from .network import attenuate, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .network import Encoder
 
     Network = Callable[[torch.Tensor], torch.Tensor]
     Attack = Callable[[torch.Tensor, int], torch.Tensor]
@@ -25,36 +27,40 @@ if TYPE_CHECKING:
 _WINDOW = 9
 _STEP = 0.25
 REHEARSED = ("identity", "jpeg 50", "crop 0.5+brightness 1.5+jpeg 80", "resize 0.5")
-"""What a mark goes through, turn by turn, while it is refined."""
+"""What a mark goes through, turn by turn, while it is found."""
 
 
-def refine(
+def mark_image(
+    encoder: Encoder | None,
     extractor: Network,
     image: torch.Tensor,
     bits: torch.Tensor,
-    delta: torch.Tensor,
     steps: int,
     attenuation: str,
     strength: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """A mark after ``steps`` of :func:`descend` through the operations of :data:`REHEARSED`.
+    """One image with its message, before it is rounded: an encoder's proposal, led on by :func:`descend`.
+
+    Every step of the descent reads the image after one of :data:`REHEARSED`, in turn.
 
     Args:
+        encoder: proposes a perturbation; None: the descent begins with none.
         extractor: from images in 0 to 1 to logits ``[1, k]``.
         image: float ``[1, 3, H, W]``, 0 to 1.
         bits: float ``[1, k]``, 0 or 1.
-        delta: the encoder's mark, ``[1, 3, H, W]`` in -1 to 1.
-        steps: how many; each reads one attacked image.
-        attenuation: how a mark is added.
+        steps: of the descent.
+        attenuation: how a perturbation is added.
         strength: of the mark.
         generator: of the crops' places.
     """
+    delta = torch.zeros_like(image) if encoder is None else encoder(normalise(image), 2 * bits - 1)
 
     def attack(marked: torch.Tensor, step: int) -> torch.Tensor:
         return augment(marked, REHEARSED[step % len(REHEARSED)], generator)
 
-    return descend(extractor, image, bits, delta, steps, _STEP, attenuation, strength, attack)
+    delta = descend(extractor, image, bits, delta, steps, _STEP, attenuation, strength, attack)
+    return image + attenuate(image, delta, attenuation, strength)
 
 
 def descend(

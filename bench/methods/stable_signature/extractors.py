@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ....core.errors import ImageError, UnavailableError, UserError
+from ....core.identity import canonical_json
 from ....core.onnx_layers import from_onnx
 from ....core.weights import digest_of
 from ..hidden.network import DEVIATION, MEAN, load_extractor_folder
@@ -136,7 +137,11 @@ def _required(path: Path, digest: str, expected: str | None) -> str:
 
 
 def _load_own(folder: Path, expected: str | None) -> Extractor:
-    digest = _required(folder, digest_of(folder), expected)
+    # What lies beside the networks, a model card say, does not change what is read.
+    parts = {
+        name: digest_of(folder / name) for name in ("config.json", "extractor.safetensors", "whitening.safetensors")
+    }
+    digest = _required(folder, hashlib.sha256(canonical_json(parts).encode()).hexdigest(), expected)
     return Extractor(load_extractor_folder(folder), digest, normalised=False)
 
 

@@ -25,5 +25,5 @@ def published(method: str) -> pd.DataFrame:
     """
     if method not in SOURCES:
         return pd.DataFrame(columns=["attack", "fpr", "tpr"])
-    with (resources.files(__package__) / f"{method}.csv").open(encoding="utf-8") as file:
+    with (resources.files(__package__) / "published" / f"{method}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
