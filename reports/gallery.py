@@ -92,7 +92,7 @@ def _exhibit(run: Run, plan: Plan, maker: int, attack: str, why: str) -> Exhibit
     index = next(i for i, a in enumerate(plan.attacks) if a.label == attack)
     attacked = apply_attack(plan, index, pair.marked, Seed.root(plan.benchmark.seed))
     pictures = (
-        ("original", _uri(_array(pair.unmarked))),
+        ("unmarked", _uri(_array(pair.unmarked))),
         ("marked", _uri(_array(pair.marked))),
         (f"difference x {AMPLIFY}", _uri(_difference(pair.unmarked, pair.marked))),
         (f"after {attack}", _uri(_array(attacked))),

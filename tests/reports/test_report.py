@@ -169,7 +169,7 @@ def test_few_photographs_are_said_to_certify_nothing(orderly_page: Any) -> None:
 
 
 def test_the_gallery_shows_original_marked_difference_and_attacked(orderly: Run, orderly_page: Any) -> None:
-    for title in ("original", "marked", "difference x 12"):
+    for title in ("unmarked", "marked", "difference x 12"):
         assert title in orderly_page.text
     webp = [source for source in orderly_page.images if source.startswith("data:image/webp")]
     assert len(webp) % 4 == 0
