@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "bench": {"bench", "attacks", "datasets", "core"},
     "reports": {"reports", "bench", "attacks", "datasets", "core"},
 }
-SHIPPED = {".py", ".yaml", ".html", ".css", ".js"}
+SHIPPED = {".py", ".yaml", ".csv", ".html", ".css", ".js"}
 
 
 def sources() -> list[Path]:
