@@ -10,8 +10,8 @@ from pydantic import PrivateAttr, field_validator
 
 from ..core import registry
 from ..core.components import param
-from ..core.errors import SpecError, nearest
-from .base import Access, Attack
+from ..core.errors import SpecError
+from .base import Access, Attack, ModelAttack
 from .codec import Jpeg
 from .geometry import Crop
 from .photometric import Brightness
@@ -19,9 +19,6 @@ from .photometric import Brightness
 if TYPE_CHECKING:
     from ..core.images import Images
     from ..core.seeds import Seed
-
-# What an attack's ``knowledge`` names, and the handle of Access that carries it.
-_HANDLES = {"queries": "queries", "detector": "decoder", "marked-samples": "samples", "keys": "keys"}
 
 
 class Identity(Attack):
@@ -76,6 +73,16 @@ class Sequence(Attack):
         """What any link must know."""
         return frozenset[str]().union(*(link.knowledge for link in self.links))
 
+    @property
+    def holdings(self) -> int:
+        """The most that any link needs."""
+        return max(link.holdings for link in self.links)
+
+    @property
+    def colluders(self) -> int:
+        """The most that any link needs."""
+        return max(link.colluders for link in self.links)
+
     def digests(self) -> dict[str, str]:
         """The identity of each link's spec, by ``link0``, ``link1``, ..."""
         return {f"link{i}": link.spec().id for i, link in enumerate(self.links)}
@@ -87,7 +94,7 @@ class Sequence(Attack):
     def prepare(self, access: Access) -> Attack:
         """Prepares every link with the handles that it declares, and no others."""
         prepared = self.model_copy()
-        prepared._prepared = tuple(link.prepare(_restricted(access, link)) for link in self.links)
+        prepared._prepared = tuple(link.prepare(access.only_for(link)) for link in self.links)
         return prepared
 
     def apply(self, images: Images, seed: Seed) -> Images:
@@ -173,12 +180,11 @@ def _resolved(number: int, item: object) -> dict[str, dict[str, Any]]:
     if not isinstance(name, str) or not isinstance(params, Mapping):
         raise SpecError(f"chain: link {number} must be a name or one {{name: parameters}}, not {item!r}")
     try:
-        return {name: _create(name, params).model_dump(mode="json")}
+        link = _create(name, params)
     except SpecError as error:
         raise SpecError(f"chain: link {number}: {error}") from None
-
-
-def _restricted(access: Access, link: Attack) -> Access:
-    for handle in sorted(link.knowledge - set(_HANDLES)):
-        raise SpecError(f"{link.name} asks for unknown knowledge '{handle}'.{nearest(handle, _HANDLES)}")
-    return Access(**{_HANDLES[handle]: getattr(access, _HANDLES[handle]) for handle in link.knowledge})
+    if isinstance(link, ModelAttack):
+        raise SpecError(f"chain: link {number}: {link.label} attacks the model, not images, and cannot be a link")
+    if "copies" in link.knowledge and number > 1:
+        raise SpecError(f"chain: link {number}: {link.label} mixes the copies that users got: it can only come first")
+    return {name: link.model_dump(mode="json")}

@@ -59,6 +59,28 @@ def _as_attacks(value: object) -> object:
     ]
 
 
+class ScoreDecision(BaseModel):
+    """How the score of a method without a payload becomes a decision: no theory gives its threshold.
+
+    Attributes:
+        fpr: the false-positive rate to hold, above 0 and below 1.
+        rule: ``certified``, ``extrapolated`` or ``fixed``.
+        threshold: for the rule ``fixed``: a score.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fpr: float = Field(0.1, gt=0, lt=1)
+    rule: Literal["certified", "extrapolated", "fixed"] = "certified"
+    threshold: float | None = Field(None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _fixed_has_a_threshold(self) -> ScoreDecision:
+        if (self.rule == "fixed") != (self.threshold is not None):
+            raise ValueError("the rule 'fixed' and a threshold go together: give both or neither")
+        return self
+
+
 class Decision(BaseModel):
     """How a score becomes a decision.
 
@@ -70,6 +92,7 @@ class Decision(BaseModel):
         sided: ``one`` or ``two``.
         calibration: share of the sources that go to calibration; 0 keeps every image for testing.
         level: confidence level of intervals.
+        scores: another rule for methods whose score has no payload; None: the same for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +103,7 @@ class Decision(BaseModel):
     sided: Literal["one", "two"] = "one"
     calibration: float = Field(0.5, ge=0, lt=1)
     level: float = Field(0.95, gt=0.5, lt=1)
+    scores: ScoreDecision | None = None
 
     @model_validator(mode="after")
     def _fixed_has_a_threshold(self) -> Decision:
@@ -124,6 +148,8 @@ class Benchmark(BaseModel):
         methods: what is judged.
         attacks: what happens to the images.
         metrics: image quality.
+        adversary: a dataset of the images that adversaries hold, of other sources than ``dataset``: what they saw
+            marked, and what they fine-tune with. None: attacks that need such images are skipped.
         seed: the run seed; every random draw derives from it.
         key: ``fixed``, ``per-image`` or a bit string.
         arms: ``marked`` and ``unmarked`` images, or only ``unmarked`` ones, where nothing but the null is asked for.
@@ -143,6 +169,7 @@ class Benchmark(BaseModel):
     methods: list[AnyRef] = Field(min_length=1)
     attacks: Annotated[list[AnyRef], BeforeValidator(_as_attacks)] = Field(min_length=1)
     metrics: list[AnyRef] = Field(default_factory=lambda: [Ref(name="psnr"), Ref(name="ssim")])
+    adversary: AnyRef | None = None
     seed: int = 0
     key: Annotated[str, BeforeValidator(_as_key)] = "fixed"
     arms: tuple[Literal["marked", "unmarked"], ...] = ("marked", "unmarked")
@@ -269,6 +296,11 @@ def validate(value: dict[str, Any], name: str = "benchmark", lines: dict[Place, 
         benchmark.dataset.create("dataset")
     except SpecError as error:
         raise fail(("dataset",), str(error)) from None
+    if benchmark.adversary is not None:
+        try:
+            benchmark.adversary.create("dataset")
+        except SpecError as error:
+            raise fail(("adversary",), str(error)) from None
     return benchmark
 
 

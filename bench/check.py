@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..attacks.base import Attack
+from ..attacks.base import Access, Attack, ModelAttack
+from ..core.autoencoders import load_autoencoder
 from ..core.components import Component, build, field_roles
 from ..core.errors import SpecError, UnavailableError, UserError, nearest
 from ..core.images import Images, Record
+from ..core.latent_diffusion import load_latent_diffusion
 from ..core.registry import KINDS, entries, load_class
 from ..core.seeds import Seed
 from ..datasets.base import Dataset
@@ -98,6 +100,8 @@ def _checks(part: Component) -> Iterator[Check]:
         yield from _watermark(part)
     elif isinstance(part, Detector):
         yield from _scorer(part)
+    elif isinstance(part, ModelAttack):
+        yield from _model_attack(part)
     elif isinstance(part, Attack):
         yield from _attack(part)
     elif isinstance(part, Metric):
@@ -127,7 +131,9 @@ def sample_images(side: int = 256) -> Images:
     texture = rng.normal(128, 40, (side, side, 3))
     flat = np.full((side, side, 3), 126.0)
     arrays = np.clip(np.stack([smooth, texture, flat]), 0, 255).astype(np.uint8)
-    return Images.from_numpy(arrays, [Record(name) for name in ("smooth", "texture", "flat")])
+    names = ("smooth", "texture", "flat")
+    # Marks that are born with the image need a prompt, if an empty one, and a seed.
+    return Images.from_numpy(arrays, [Record(name, caption="", seed=i) for i, name in enumerate(names)])
 
 
 def _unchanged(images: Images) -> bool:
@@ -201,40 +207,97 @@ def _value(row: Any) -> np.ndarray:
     return np.asarray(row.value if row.logits is None else row.logits)
 
 
+def practice_access(images: Images) -> Access:
+    """Handles as a run would give them: the images again and again, with a mark of three grey levels and without it."""
+
+    def shifted(number: int, batch: Images) -> Images:
+        pattern = 3 * (np.indices(batch.size).sum(axis=0) % (number + 2) - 1)[..., None]
+        return batch.with_pixels(np.clip(batch.numpy().astype(int) + pattern, 0, 255).astype(np.uint8))
+
+    def many(count: int) -> Images:
+        samples = sample_images(min(images.size))
+        return samples.take([i % len(samples) for i in range(count)])
+
+    return Access(
+        samples=lambda count: shifted(0, many(count)),
+        counterparts=many,
+        clean=many,
+        copies=lambda count: [shifted(i, images) for i in range(count)],
+    )
+
+
+def _applied(attack: Attack, images: Images, seed: Seed) -> Images:
+    """What an attack makes of images, given what it must know."""
+    if attack.knowledge:
+        attack = attack.prepare(practice_access(images).only_for(attack))
+    return attack.apply(images, seed)
+
+
 def _attack(attack: Attack) -> Iterator[Check]:
     seed = Seed.root(1)
 
     def shape() -> None:
         images = sample_images()
-        out = attack.apply(images, seed)
+        out = _applied(attack, images, seed)
         _need(isinstance(out, Images) and out.ids == images.ids, "must return Images with the same records")
 
     def not_in_place() -> None:
         images = sample_images()
-        attack.apply(images, seed)
+        _applied(attack, images, seed)
         _need(_unchanged(images), "changed its input")
 
     def alone() -> None:
         images = sample_images()
-        together = attack.apply(images, seed).numpy()
+        together = _applied(attack, images, seed).numpy()
         for i in (2, 0, 1):
-            single = attack.apply(images.take([i]), seed).numpy()[0]
+            single = _applied(attack, images.take([i]), seed).numpy()[0]
             _need(np.array_equal(single, together[i]), f"image {i} is attacked otherwise alone than in a batch")
 
     def seeds() -> None:
-        a, b = (attack.apply(sample_images(), s).numpy() for s in (seed, Seed.root(2)))
+        a, b = (_applied(attack, sample_images(), s).numpy() for s in (seed, Seed.root(2)))
         _need(attack.seeded or np.array_equal(a, b), "uses its seed but says seeded = False")
-
-    def family() -> None:
-        _need(bool(attack.family), "no family")
-        known = attack.strength is None or attack.strength in type(attack).model_fields
-        _need(known, f"its strength '{attack.strength}' is no field")
 
     yield "returns images of the same records", shape
     yield "leaves its input alone", not_in_place
     yield "does not depend on batch or order", alone
     yield "draws only from the seed", seeds
-    yield "declares family and strength", family
+    yield "declares family and strength", lambda: _family(attack)
+
+
+def _family(attack: Attack) -> None:
+    _need(bool(attack.family), "no family")
+    known = attack.strength is None or attack.strength in type(attack).model_fields
+    _need(known, f"its strength '{attack.strength}' is no field")
+
+
+def _model_attack(attack: ModelAttack) -> Iterator[Check]:
+    """On the shipped models, at the attack's first strength."""
+    easy = attack.model_copy(update={str(attack.strength): attack.strengths[0]} if attack.strengths else {})
+    images = sample_images(64)
+
+    def attacked(seed: int) -> torch.Tensor:
+        original = load_autoencoder("shipped")
+        access = replace(practice_access(images), model=original, original=original, others=lambda n: [original] * n)
+        before = [p.clone() for p in original.model.parameters()]
+        if attack.part == "decoder":
+            changed = easy.change_decoder(access.only_for(attack), Seed.root(seed)).decoder_modules()["decoder"]
+        else:
+            model = load_latent_diffusion("shipped")
+            changed = easy.change_diffusion(model, access.only_for(attack), Seed.root(seed)).unet
+        same = all(torch.equal(a, b) for a, b in zip(before, original.model.parameters(), strict=True))
+        _need(same, "changed the model that it was given")
+        return torch.cat([p.detach().flatten() for p in changed.parameters()])
+
+    def finite() -> None:
+        _need(bool(torch.isfinite(attacked(1)).all()), "NaN or infinite weights")
+
+    def seeds() -> None:
+        a, b = attacked(1), attacked(1 if attack.seeded else 2)
+        _need(torch.equal(a, b), "two attacks with one seed differ, or it draws but says seeded = False")
+
+    yield "gives a model with finite weights and leaves the old one alone", finite
+    yield "draws only from the seed", seeds
+    yield "declares family and strength", lambda: _family(attack)
 
 
 def _metric(metric: Metric) -> Iterator[Check]:

@@ -109,7 +109,7 @@ def compared_cell(
     for arm in ("marked", "unmarked"):
         a, b = getattr(before, arm), getattr(after, arm)
         lost = len(set(a.images) - set(b.images))
-        if lost and b.status in ("skipped", "missing"):
+        if lost and b.status in ("skipped", "missing", "unplanned"):
             yield replace(blank, outcome="vanished", note=f"{arm} images: {b.reason}")
         elif lost:
             note = f"{lost} of {b.planned} {arm} images fail that did not before: {b.reason}"
@@ -170,7 +170,7 @@ def _rate(before: _Side, after: _Side, arm: str, blank: Judged, known: Threshold
     a, b = _common(getattr(before, arm), getattr(after, arm))
     if not len(a.values):
         return
-    decided = before.run.decision()
+    decided = before.run.decision().of(a.bits)
     try:
         limits = [deployed_threshold(side.run, side.method, decided) for side in (before, after)]
     except StatisticsError as error:
@@ -258,7 +258,7 @@ def _qualities(before: _Side, after: _Side, blank: Judged, wanted: list[str]) ->
         lost = len(set(pair[0].index) - set(pair[1].index))
         if lost:
             reason = after.run.quality_status(after.method, blank.attack, label)
-            outcome: Outcome = "vanished" if reason.startswith(("skipped", "missing")) else "newly failing"
+            outcome: Outcome = "vanished" if reason.startswith(("skipped", "missing", "unplanned")) else "newly failing"
             yield replace(row, outcome=outcome, note=f"{lost} images have no {label} any more: {reason}")
         joined = pair[0].merge(pair[1], left_index=True, right_index=True, suffixes=("", "_new"))
         finite = joined[np.isfinite(joined["value"]) & np.isfinite(joined["value_new"])]

@@ -37,6 +37,9 @@ def estimate(plan: Plan, images: int = 2) -> str:
         f"time: about {minutes:.1f} minutes with {workers} workers ({seconds:.3f} core-seconds an image)",
         f"disk: about {size / 1e6:.0f} MB",
     ]
+    knowing = sum(cell.target is not None for cell in active)
+    if knowing:
+        lines.append(f"not in this time: {knowing} cells of attacks that learn from samples, copies or the model first")
     return "\n".join(lines + [f"trial: {problem}" for problem in problems])
 
 
@@ -64,7 +67,7 @@ def _trial(plan: Plan, group: object, root: Seed) -> list[str]:
     if not isinstance(group, Images):
         return []
     wanted = {c.work for c in plan.cells if c.skipped is None}
-    makers = sorted({maker for maker, _, _ in wanted}, key=lambda m: -1 if m is None else m)
+    makers = sorted({work[0] for work in wanted}, key=lambda m: -1 if m is None else m)
     for maker in makers:
         try:
             source = group if maker is None else make_pair(plan, plan.methods[maker], group).marked
@@ -72,7 +75,7 @@ def _trial(plan: Plan, group: object, root: Seed) -> list[str]:
             problems.append(f"{plan.methods[maker or 0].label}: {error}")
             continue
         prepared = [(i, metric.prepare(source)) for i, metric in enumerate(plan.metrics) if not metric.unavailable()]
-        for _, _, attack in sorted((w for w in wanted if w[0] == maker), key=lambda w: w[2]):
+        for attack in sorted({w[2] for w in wanted if w[0] == maker and w[3] is None}):
             cells = [c for c in plan.cells if c.skipped is None and c.work[0] == maker and c.attack == attack]
             try:
                 attacked = apply_attack(plan, attack, source, root)

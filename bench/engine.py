@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StoreError
+from .adversary import Adversary
 from .benchmark import validate
 from .plan import Cell, Plan, make_plan
 from .shard import Finished, Row, run_shard
@@ -60,6 +61,7 @@ class Worker:
         self.store = store
         config = store.config()
         self.plan = plan or make_plan(validate(config["benchmark"]), store.index())
+        self.adversary = Adversary(self.plan, store.folder / "learnt")
         self.shards: list[tuple[Record, ...]] = self.plan.shards(config["shard"])
 
     def run(self, task: Task, tick: Callable[[int, str], None]) -> None:
@@ -78,7 +80,7 @@ class Worker:
             names = self.plan.names(done.cell)
             tick(len(records), f"{names['maker'] or names['observer']} · {names['attack']}")
 
-        costs = run_shard(self.plan, records, [self.plan.by_id[c] for c in task.cells], emit)
+        costs = run_shard(self.plan, records, [self.plan.by_id[c] for c in task.cells], emit, self.adversary)
         self.store.add(task.shard, pending, costs)
 
     def fail(self, task: Task, reason: str) -> None:

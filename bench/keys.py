@@ -44,3 +44,41 @@ def key_bits(policy: str, seed: int, bits: int, image: str, users: Sequence[str]
     point = Seed.root(seed).child("key", bits)
     point = point.child(image) if policy == "per-image" else point
     return point.numpy().integers(0, 2, bits).astype(bool)
+
+
+def key_word(key: Sequence[bool] | np.ndarray) -> str:
+    """A payload as a word of 0 and 1; empty for a mark without one.
+
+    Example:
+        >>> key_word([True, False])
+        '10'
+    """
+    return "".join("01"[int(bit)] for bit in key)
+
+
+def colluders(seed: int, key: str, count: int, users: Sequence[str] | None = None) -> list[str]:
+    """The keys of ``count`` other users who work together with the user of ``key``; more of them begin with the same.
+
+    Args:
+        seed: the run seed.
+        key: a word of 0 and 1.
+        count: how many others.
+        users: the keys that can be written; None where any key can, and the others' are drawn.
+
+    Raises:
+        ContractError: there are fewer other users.
+    """
+    point = Seed.root(seed).child("colluders", key)
+    available = 2 ** len(key) - 1 if users is None else len(set(users) - {key})
+    if count > available:
+        raise ContractError(f"{count} other users are wanted, there are {available}")
+    if users is None:
+        drawn: dict[str, None] = {}
+        number = 0
+        while len(drawn) < count:
+            word = key_word(point.child(number).numpy().integers(0, 2, len(key)).astype(bool))
+            drawn |= {} if word == key else {word: None}
+            number += 1
+        return list(drawn)
+    others = [user for user in users if user != key]
+    return [others[i] for i in point.numpy().permutation(len(others))[:count]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ..attacks.base import HANDLES, ModelAttack
 from ..core.errors import DatasetError
 from ..core.identity import identity
 from ..datasets.base import Dataset, Index
@@ -36,6 +37,7 @@ class Cell:
         observer: ``scorer`` or ``metric``.
         index: index of the observer among methods or metrics.
         skipped: why it will not run, None if it will.
+        target: index of the method whose mark, keys or model the attack knows; None where it knows nothing.
     """
 
     id: str
@@ -45,11 +47,12 @@ class Cell:
     observer: Literal["scorer", "metric"]
     index: int
     skipped: str | None = None
+    target: int | None = None
 
     @property
-    def work(self) -> tuple[int | None, str, int]:
+    def work(self) -> tuple[int | None, str, int, int | None]:
         """Cells with equal ``work`` look at the same attacked images."""
-        return (self.maker, self.arm, self.attack)
+        return (self.maker, self.arm, self.attack, self.target)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Plan:
         attacks: attacks at one strength each.
         metrics: image quality.
         cells: one for each (arm, maker, attack, observer).
+        adversary: the dataset of the images that adversaries hold, and its images.
     """
 
     benchmark: Benchmark
@@ -73,6 +77,7 @@ class Plan:
     attacks: tuple[Attack, ...]
     metrics: tuple[Metric, ...]
     cells: tuple[Cell, ...]
+    adversary: tuple[Dataset, Index] | None = None
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -90,12 +95,14 @@ class Plan:
         return [records[i : i + size] for i in range(0, len(records), size)]
 
     def names(self, cell: Cell) -> dict[str, Any]:
-        """What a person reads: labels of maker, attack and observer."""
+        """What a person reads: labels of maker (or whom the attack is after), attack and observer."""
         observers: tuple[Component, ...] = self.methods if cell.observer == "scorer" else self.metrics
         attack = self.attacks[cell.attack]
+        # Images that nobody made but an adversary changed after a method's marks go by that method's name.
+        who = cell.target if cell.maker is None else cell.maker
         return {
             "arm": cell.arm,
-            "maker": None if cell.maker is None else self.methods[cell.maker].label,
+            "maker": None if who is None else self.methods[who].label,
             "attack": attack.label,
             "observer": observers[cell.index].label,
         }
@@ -118,8 +125,24 @@ def make_plan(benchmark: Benchmark, index: Index | None = None, tick: Tick | Non
     methods = tuple(cast("Method", ref.create("method")) for ref in benchmark.methods)
     metrics = tuple(cast("Metric", ref.create("metric")) for ref in benchmark.metrics)
     attacks = tuple(benchmark.expanded_attacks())
-    cells = _cells(benchmark, dataset, index, methods, attacks, metrics)
-    return Plan(benchmark, dataset, index, methods, attacks, metrics, tuple(cells))
+    adversary = _adversary(benchmark, index, tick)
+    cells = _cells(benchmark, dataset, index, methods, attacks, metrics, adversary)
+    return Plan(benchmark, dataset, index, methods, attacks, metrics, tuple(cells), adversary)
+
+
+def _adversary(benchmark: Benchmark, index: Index, tick: Tick | None) -> tuple[Dataset, Index] | None:
+    """The adversaries' dataset, which must not share a source with the images that are judged."""
+    if benchmark.adversary is None:
+        return None
+    dataset = cast("Dataset", benchmark.adversary.create("dataset"))
+    found = dataset.index(tick)
+    shared = sorted({record.source for record in found.records} & {record.source for record in index.records})
+    if shared:
+        raise DatasetError(
+            f"adversary: {len(shared)} of its sources are also in the dataset, such as '{shared[0]}': adversaries hold "
+            "other images than those that are judged"
+        )
+    return dataset, found
 
 
 def _limited(index: Index, limit: int | None) -> Index:
@@ -144,6 +167,7 @@ def _cells(
     methods: tuple[Method, ...],
     attacks: tuple[Attack, ...],
     metrics: tuple[Metric, ...],
+    adversary: tuple[Dataset, Index] | None,
 ) -> list[Cell]:
     missing = {id(c): c.unavailable() for c in (*methods, *attacks, *metrics)}
     specs: dict[int, str] = {
@@ -155,14 +179,19 @@ def _cells(
         "dataset": dataset.spec().id,
         "images": index.digest,
     }
+    held = None if adversary is None else [adversary[0].spec().id, adversary[1].digest]
     cells = []
 
-    def add(arm: Literal["marked", "unmarked"], maker: int | None, attack: int, observer: Component, i: int) -> None:
+    def add(
+        arm: Literal["marked", "unmarked"], maker: int | None, attack: int, observer: Component, i: int, m: int
+    ) -> None:
         by = None if maker is None else methods[maker]
+        target = m if attacks[attack].knowledge else None
         involved = [c for c in (by, attacks[attack], observer) if c is not None]
         reason = next((f"{c.label}: {missing[id(c)]}" for c in involved if missing[id(c)]), None)
         role: Literal["scorer", "metric"] = "scorer" if isinstance(observer, Method) else "metric"
         reason = reason or _pointless(attacks[attack], observer, by)
+        reason = reason or _out_of_reach(benchmark, attacks[attack], methods[m], adversary)
         coordinates = {
             **common,
             "arm": arm,
@@ -171,28 +200,65 @@ def _cells(
             "attack": specs[id(attacks[attack])],
             "observer": specs[id(observer)],
         }
-        cells.append(Cell(identity("cell", coordinates), arm, maker, attack, role, i, reason))
+        if target is not None:
+            coordinates |= {"target": specs[id(methods[m])], "adversary": held, "key": benchmark.key}
+        cells.append(Cell(identity("cell", coordinates), arm, maker, attack, role, i, reason, target))
 
     for a in range(len(attacks)):
         for m, method in enumerate(methods):
             own = isinstance(method, Watermark) and method.counterparts == "own"
-            add("unmarked", m if own else None, a, method, m)
+            # Where nothing is marked, a method that takes no images reads those of the dataset.
+            own = own and ("marked" in benchmark.arms or not getattr(method, "invents", False))
+            # Forgers mark images that the method never touched; an attacked model makes its own unmarked ones.
+            own = (own and attacks[a].family != "forgery") or isinstance(attacks[a], ModelAttack)
+            add("unmarked", m if own else None, a, method, m, m)
+            if attacks[a].family == "forgery":
+                for q, metric in enumerate(metrics):
+                    add("unmarked", None, a, metric, q, m)
+                continue
             if "marked" not in benchmark.arms:
                 continue
-            add("marked", m, a, method, m)
+            add("marked", m, a, method, m, m)
             for q, metric in enumerate(metrics):
-                add("marked", m, a, metric, q)
+                add("marked", m, a, metric, q, m)
     return cells
+
+
+_OFFERED = frozenset(HANDLES) - {"queries", "detector", "keys"}
+"""What this protocol gives to adversaries."""
+
+
+def _out_of_reach(
+    benchmark: Benchmark, attack: Attack, method: Method, adversary: tuple[Dataset, Index] | None
+) -> str | None:
+    """Why an attack cannot be given what it must know of a method."""
+    if not attack.knowledge:
+        return None
+    refused = attack.knowledge - _OFFERED
+    if refused:
+        return f"{attack.label} needs access to {', '.join(sorted(refused))}, which this protocol does not give"
+    if not isinstance(method, Watermark):
+        return f"{attack.label} attacks a watermark; {method.label} is a {method.role}"
+    if isinstance(attack, ModelAttack) and attack.part not in method.parts:
+        return f"{method.label} has no {attack.part} that makes the images, so {attack.label} has nothing to attack"
+    if attack.knowledge & {"copies", "other-models"}:
+        count = len(method.users) if method.users is not None else 2**method.bits
+        if attack.colluders > count or not method.bits:
+            return f"{attack.label}: {method.label} knows {count if method.bits else 1} different users"
+    if "marked-samples" in attack.knowledge and benchmark.key == "per-image" and method.bits:
+        return f"{attack.label} needs many images with one key: set key to fixed, or give it"
+    wanted = attack.holdings
+    if wanted and adversary is None:
+        return f"{attack.label} needs {wanted} images that the adversary holds: name a dataset as 'adversary'"
+    if adversary is not None and wanted > len(adversary[1].records):
+        return f"{attack.label} needs {wanted} images, the adversary's dataset holds {len(adversary[1].records)}"
+    return None
 
 
 def _pointless(attack: Attack, observer: Component, maker: Method | None) -> str | None:
     """Why a cell cannot say anything, whatever the images."""
     if maker is not None and not isinstance(maker, Watermark):
         return f"{maker.label} marks nothing: a {maker.role} has no marked images"
-    if attack.knowledge:
-        return (
-            f"{attack.label} needs access to {', '.join(sorted(attack.knowledge))}, which this protocol does not give"
-        )
     if isinstance(observer, Metric) and not attack.aligned:
         return f"not comparable pixel by pixel after {attack.label}"
     if isinstance(observer, Method):

@@ -106,6 +106,7 @@ def potency(run: Run, method: str, decided: Decided, level: float = 0.95, seed: 
     Raises:
         StatisticsError: there is no threshold, or no attack has a curve.
     """
+    decided = decided.of(int(run.about("method", method)["bits"]))
     limit = deployed_threshold(run, method, decided)
     task = f"detection (TPR at FPR {decided.fpr:g})" if decided.rule != "fixed" else "detection (TPR, fixed threshold)"
     metrics = [m["label"] for m in run.config["metrics"] if m["label"] in METRICS]

@@ -273,10 +273,10 @@ class Run:
     def _unplanned(self, method: str, arm: str) -> Sample:
         bits = int(self.about("method", method)["bits"])
         nothing = np.array([], dtype=object)
-        reason = f"this run has no {arm} images"
+        reason = f"this run plans no {arm} images here"
         logits = np.empty((0, bits), np.float32) if bits else None
         return Sample(
-            nothing, nothing, np.array([], bool), np.array([]), logits, bits, 0, 0, status="skipped", reason=reason
+            nothing, nothing, np.array([], bool), np.array([]), logits, bits, 0, 0, status="unplanned", reason=reason
         )
 
     def keys(self, method: str, images: list[str]) -> np.ndarray:
@@ -352,6 +352,9 @@ class Run:
         given = {key: value for key, value in changes.items() if value is not None}
         if not given:
             return self
+        if "rule" in given or "threshold" in given:
+            # Who names a rule means it for every method.
+            given.setdefault("scores", None)
         if "threshold" in given:
             given.setdefault("rule", "fixed")
         elif given.get("rule", "fixed") != "fixed":
@@ -367,7 +370,15 @@ class Run:
     def decision(self, **changes: Any) -> Decided:
         """The run's decision rule, with changes."""
         given = self.deciding(**changes).config["benchmark"]["decision"]
-        return Decided(**{k: given[k] for k in ("fpr", "rule", "sided", "level")}, threshold=given.get("threshold"))
+        common = {"sided": given["sided"], "level": given["level"]}
+        scores = given.get("scores")
+        return Decided(
+            fpr=given["fpr"],
+            rule=given["rule"],
+            threshold=given.get("threshold"),
+            scores=None if scores is None else Decided(**scores, **common),
+            **common,
+        )
 
     def summary(self, fpr: float | None = None, rule: str | None = None, sided: str | None = None) -> pd.DataFrame:
         """One row for each method and attack: TPR at the deployed threshold, both nulls, AUC, bits, quality.

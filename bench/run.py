@@ -143,6 +143,8 @@ def _asked(plan: Plan) -> str:
         "seed": plan.benchmark.seed,
         "key": plan.benchmark.key,
     }
+    if plan.adversary is not None:
+        wanted["adversary"] = names([plan.adversary[0]])
     if plan.benchmark.arms != _BOTH:
         wanted["arms"] = list(plan.benchmark.arms)
     return identity("benchmark", wanted)

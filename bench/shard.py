@@ -18,6 +18,7 @@ from ..core.identity import canonical_json
 from ..core.images import Images, Record
 from ..core.seeds import Seed
 from ..datasets.base import Rejected
+from .adversary import Adversary
 from .keys import key_bits
 from .methods.base import Detector, Evidence, Method, Pair, Watermark
 
@@ -84,22 +85,33 @@ class CellTimeoutError(UserError):
 
 
 def run_shard(
-    plan: Plan, records: tuple[Record, ...], todo: Iterable[Cell], emit: Callable[[Finished], None]
+    plan: Plan,
+    records: tuple[Record, ...],
+    todo: Iterable[Cell],
+    emit: Callable[[Finished], None],
+    adversary: Adversary | None = None,
 ) -> list[Cost]:
     """Computes the cells in ``todo`` for the images ``records`` and hands over each as soon as it is complete.
 
     An exception in a component fails the cells that depend on it and nothing else.
 
+    Args:
+        plan: the plan.
+        records: the shard's images.
+        todo: cells.
+        emit: takes each finished cell.
+        adversary: what attacks with knowledge have learnt so far; kept by a worker from shard to shard.
+
     Returns:
         what each stage cost.
     """
-    wanted: dict[tuple[int, str], dict[int, list[Cell]]] = {}
+    wanted: dict[tuple[int, str], dict[tuple[int, int | None], list[Cell]]] = {}
     for cell in todo:
         maker = -1 if cell.maker is None else cell.maker
-        wanted.setdefault((maker, cell.arm), {}).setdefault(cell.attack, []).append(cell)
+        wanted.setdefault((maker, cell.arm), {}).setdefault((cell.attack, cell.target), []).append(cell)
     if not wanted:
         return []
-    shard = _Shard(plan, records)
+    shard = _Shard(plan, records, adversary or Adversary(plan, None))
     groups = shard.load()
     made: dict[int, list[_Item]] = {}
     for (maker, arm), attacks in sorted(wanted.items()):
@@ -107,9 +119,10 @@ def run_shard(
             # Only one maker's images are kept: memory is bounded by the shard, not by the number of methods.
             made = {maker: [item for group in groups for item in shard.make(maker, group)]}
         states: _States = {}
-        for attack, cells in attacks.items():
-            for done in shard.attack_and_observe(made[maker], arm, attack, cells, states):
+        for cells in attacks.values():
+            for done in shard.attack_and_observe(made[maker], arm, cells, states):
                 emit(done)
+    shard.adversary.forget_images()
     return shard.costs
 
 
@@ -122,25 +135,30 @@ class _Item:
     """Images that go through the stages together: a group of one size, or one image of a group in which one failed.
 
     Attributes:
-        records: of the images.
+        given: the dataset's images.
         pair: marked and unmarked images, or what went wrong when they were made.
         attacked: the images under an attack, or what went wrong.
     """
 
-    records: tuple[Record, ...]
+    given: Images
     pair: Pair | Exception
     attacked: Images | Exception | None = None
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records of the images."""
+        return self.given.records
 
     def singles(self) -> list[_Item]:
         """The images one by one."""
         pair, attacked = self.pair, self.attacked
         return [
             _Item(
-                (record,),
+                self.given.take([i]),
                 pair if isinstance(pair, Exception) else Pair(pair.marked.take([i]), pair.unmarked.take([i])),
                 attacked.take([i]) if isinstance(attacked, Images) else attacked,
             )
-            for i, record in enumerate(self.records)
+            for i in range(len(self.records))
         ]
 
 
@@ -150,9 +168,10 @@ def _isolates(error: Exception, images: int) -> bool:
 
 
 class _Shard:
-    def __init__(self, plan: Plan, records: tuple[Record, ...]) -> None:
+    def __init__(self, plan: Plan, records: tuple[Record, ...], adversary: Adversary) -> None:
         self.plan = plan
         self.records = records
+        self.adversary = adversary
         self.unreadable: dict[str, str] = {}
         self.root = Seed.root(plan.benchmark.seed)
         self.limit = plan.benchmark.runtime.cell_seconds
@@ -179,21 +198,20 @@ class _Shard:
     def make(self, maker: int, images: Images) -> list[_Item]:
         """Marked and unmarked images of one group; image by image where the group fails."""
         if maker < 0:
-            return [_Item(images.records, Pair(images, images))]
+            return [_Item(images, Pair(images, images))]
         method = self.plan.methods[maker]
         try:
             with self.timed("mark", method.label, len(images)), time_limit(self.limit, f"marking with {method.label}"):
-                return [_Item(images.records, make_pair(self.plan, method, images))]
+                return [_Item(images, make_pair(self.plan, method, images))]
         except Exception as error:
             if _isolates(error, len(images)):
                 return [item for i in range(len(images)) for item in self.make(maker, images.take([i]))]
-            return [_Item(images.records, error)]
+            return [_Item(images, error)]
 
-    def attack_and_observe(
-        self, made: list[_Item], arm: str, attack: int, cells: list[Cell], states: _States
-    ) -> Iterator[Finished]:
-        """Attacks every item once, then lets each cell's observer look at the result."""
-        attacked = [item for one in made for item in self._attack(one, arm, attack)]
+    def attack_and_observe(self, made: list[_Item], arm: str, cells: list[Cell], states: _States) -> Iterator[Finished]:
+        """Attacks every item once, then lets each cell's observer look at the result; cells share attack and target."""
+        attack, target = cells[0].attack, cells[0].target
+        attacked = [item for one in made for item in self._attack(one, arm, attack, target)]
         for cell in cells:
             done = Finished(cell, [])
             for number, item in enumerate(attacked):
@@ -202,18 +220,30 @@ class _Shard:
             self._complete(done)
             yield done
 
-    def _attack(self, item: _Item, arm: str, index: int) -> list[_Item]:
+    def _attack(self, item: _Item, arm: str, index: int, target: int | None) -> list[_Item]:
         if isinstance(item.pair, Exception):
             return [item]
         source = item.pair.marked if arm == "marked" else item.pair.unmarked
         attack = self.plan.attacks[index]
         try:
+            if target is not None:
+                return [replace(item, attacked=self._knowing(item, arm, index, target))]
             with self.timed("attack", attack.label, len(source)), time_limit(self.limit, f"attack {attack.label}"):
                 return [replace(item, attacked=apply_attack(self.plan, index, source, self.root))]
         except Exception as error:
             if _isolates(error, len(source)):
-                return [done for single in item.singles() for done in self._attack(single, arm, index)]
+                return [done for single in item.singles() for done in self._attack(single, arm, index, target)]
             return [replace(item, attacked=error)]
+
+    def _knowing(self, item: _Item, arm: str, index: int, target: int) -> Images:
+        """The images after an attack that knows something of ``target``; what it learns takes the time it takes."""
+        if isinstance(item.pair, Exception):
+            raise item.pair
+        seed = attack_seed(self.plan, index, self.root)
+        with self.timed("attack", self.plan.attacks[index].label, len(item.records)):
+            attacked = self.adversary.attack(index, target, item.given, item.pair, arm, seed, self.timed)
+        _check_ids(self.plan.attacks[index].label, attacked, item.given)
+        return attacked
 
     def _look(self, cell: Cell, item: _Item, states: _States, number: int, done: Finished) -> None:
         """Adds an observer's rows for one item to ``done``; image by image where the item fails."""
@@ -292,12 +322,17 @@ def make_pair(plan: Plan, method: Method, images: Images) -> Pair:
 def apply_attack(plan: Plan, index: int, images: Images, root: Seed) -> Images:
     """Attacks one group and checks what comes back."""
     attack = plan.attacks[index]
-    settings = canonical_json(attack.identity_params())
-    attacked = attack.apply(images, root.child("attack", plan.dataset.name, attack.name, settings))
+    attacked = attack.apply(images, attack_seed(plan, index, root))
     if not isinstance(attacked, Images):
         raise ContractError(f"{attack.label}: an attack must return Images, not {type(attacked).__name__}")
     _check_ids(attack.label, attacked, images)
     return attacked
+
+
+def attack_seed(plan: Plan, index: int, root: Seed) -> Seed:
+    """The seed of an attack at its setting: the same for every method that meets it."""
+    attack = plan.attacks[index]
+    return root.child("attack", plan.dataset.name, attack.name, canonical_json(attack.identity_params()))
 
 
 def _check_ids(label: str, got: Images, given: Images) -> None:

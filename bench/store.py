@@ -268,6 +268,7 @@ def _index_table(records: Sequence[Record]) -> pa.Table:
             ("size", pa.list_(pa.int64())),
             ("digest", pa.string()),
             ("notes", pa.list_(pa.string())),
+            ("seed", pa.int64()),
         ]
     )
     return pa.Table.from_pylist([asdict(record) for record in records], schema=schema)

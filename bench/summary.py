@@ -77,6 +77,7 @@ class Decided:
         sided: ``one`` or ``two``.
         level: confidence level of intervals.
         threshold: the threshold of the rule ``fixed``.
+        scores: the rule for methods without a payload, where it is another.
     """
 
     fpr: float
@@ -84,6 +85,11 @@ class Decided:
     sided: Sided
     level: float
     threshold: float | None = None
+    scores: Decided | None = None
+
+    def of(self, bits: int) -> Decided:
+        """The rule for a method with a payload of ``bits``, or with none."""
+        return self if bits or self.scores is None else self.scores
 
 
 def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
@@ -93,6 +99,7 @@ def deployed_threshold(run: Run, method: str, decided: Decided) -> Threshold:
         StatisticsError: k bits, or the calibration images at hand, cannot express this false-positive rate.
     """
     bits = int(run.about("method", method)["bits"])
+    decided = decided.of(bits)
     if decided.rule == "fixed" and decided.threshold is not None:
         return thresholds.fixed(decided.threshold, decided.sided)
     if decided.rule == "theory":
@@ -148,9 +155,13 @@ def summarise(run: Run, decided: Decided) -> pd.DataFrame:
         for attack in run.config["attacks"]:
             row = {"method": method, "attack": attack["label"], "attack_name": attack["name"]}
             row |= {"family": attack["family"], "strength": attack["value"], "damage": attack["damage"]}
-            row |= _rates(run, method, attack["label"], decided, threshold, refusal)
+            mine = decided.of(int(run.about("method", method)["bits"]))
+            row |= _rates(run, method, attack["label"], mine, threshold, refusal)
+            if attack["family"] == "forgery":
+                # Forged images are no sample of the null: that they are flagged is the attack's success.
+                row.pop("null_moved", None)
             row["null_holds"] = holds
-            row["theory_withdrawn"] = decided.rule == "theory" and holds is False
+            row["theory_withdrawn"] = mine.rule == "theory" and holds is False
             row |= _qualities(run, method, attack["label"], decided)
             rows.append(row)
     return pd.DataFrame(rows)
@@ -194,7 +205,7 @@ def _rates(
         "n_negatives": len(negatives),
         "n_sources": len(set(p_sources)),
     }
-    notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status != "ok"]
+    notes += [f"{s.status}: {s.reason}" for s in (marked, unmarked) if s.status not in ("ok", "unplanned")]
     if threshold is not None:
         alarms = flagged(negatives, marked.bits, threshold)
         row |= _rate("tpr", flagged(positives, marked.bits, threshold), p_sources, decided.level)
@@ -209,7 +220,8 @@ def _rates(
             mean, worst = key_spread(unmarked.logits[unmarked.test], threshold.value, sided=threshold.sided)
             row |= {"fpr_keys_mean": mean, "fpr_keys_worst": worst}
     scores = [folded(values, marked.bits, decided.sided) for values in (positives, negatives)]
-    row |= _matched((scores[0], p_sources), (scores[1], n_sources), decided, notes)
+    if marked.status != "unplanned":
+        row |= _matched((scores[0], p_sources), (scores[1], n_sources), decided, notes)
     if marked.bits and len(positives):
         accuracy = _mean("bit_accuracy", positives / marked.bits, p_sources, decided.level)
         # An interval of a mean knows no bounds; a share does.
@@ -226,7 +238,7 @@ def nominal_fpr(threshold: Threshold, bits: int) -> float | None:
 
 
 def _worse(*statuses: str) -> str:
-    order = ("ok", "partial", "failed", "missing", "skipped")
+    order = ("unplanned", "ok", "partial", "failed", "missing", "skipped")
     return max(statuses, key=order.index)
 
 

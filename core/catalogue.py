@@ -6,6 +6,7 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
     # datasets
     ("dataset", "samples", "datasets.samples:Samples", "built in", "photographs from scikit-image and scikit-learn"),
     ("dataset", "deadleaves", "datasets.deadleaves:DeadLeaves", "procedural", "natural-statistics images, unlimited"),
+    ("dataset", "prompts", "datasets.prompts:Prompts", "generated", "images that a latent diffusion model makes"),
     ("dataset", "folder", "datasets.folder:Folder", "files", "any tree of images"),
     # methods
     ("method", "dwt-dct", "bench.methods.dwt:DwtDct", "post-hoc watermark", "invisible-watermark's dwtDct, batched"),
@@ -18,6 +19,20 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
         "bench.methods.stable_signature.method:StableSignature",
         "in-generation watermark",
         "Stable Signature, a decoder for each user",
+    ),
+    (
+        "method",
+        "tree-ring",
+        "bench.methods.latent.tree_ring:TreeRing",
+        "in-generation watermark",
+        "Tree-Ring, rings in the first noise, presence only",
+    ),
+    (
+        "method",
+        "gaussian-shading",
+        "bench.methods.latent.gaussian_shading:GaussianShading",
+        "in-generation watermark",
+        "Gaussian Shading, 256 bits in the signs of the first noise",
     ),
     (
         "method",
@@ -48,6 +63,15 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
     ("attack", "salt-and-pepper", "attacks.degradation:SaltAndPepper", "degradation", "black and white pixels"),
     ("attack", "erase", "attacks.overlay:Erase", "overlay", "one black rectangle"),
     ("attack", "text", "attacks.overlay:Text", "overlay", "text drawn over the image"),
+    ("attack", "averaging", "attacks.averaging:Averaging", "adversarial", "subtract the mean mark of n images"),
+    ("attack", "forgery", "attacks.averaging:Forgery", "forgery", "add the mean mark of n images to clean ones"),
+    ("attack", "collusion", "attacks.averaging:Collusion", "collusion", "mix the copies of c users"),
+    ("attack", "fine-tune-decoder", "attacks.model:FineTuneDecoder", "model", "fine-tune the marked decoder"),
+    ("attack", "swap-decoder", "attacks.model:SwapDecoder", "model", "the original decoder instead of the marked one"),
+    ("attack", "average-decoders", "attacks.model:AverageDecoders", "model", "mean weights of c users' decoders"),
+    ("attack", "quantise-decoder", "attacks.model:QuantiseDecoder", "model", "half precision, or few bits"),
+    ("attack", "prune-decoder", "attacks.model:PruneDecoder", "model", "set the smallest weights to zero"),
+    ("attack", "fine-tune-diffusion", "attacks.model:FineTuneDiffusion", "model", "fine-tune the diffusion model"),
     # metrics
     ("metric", "psnr", "bench.metrics:Psnr", "pixelwise", "peak signal-to-noise ratio, dB"),
     ("metric", "ssim", "bench.metrics:Ssim", "pixelwise", "structural similarity"),

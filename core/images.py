@@ -30,6 +30,7 @@ class Record:
         size: (width, height) in pixels as stored in the file.
         digest: SHA-256 of the file, or of what defines the image.
         notes: what a loader did to it ("upscaled", "alpha dropped").
+        seed: of the noise that a generated image begins as.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Record:
     size: tuple[int, int] | None = None
     digest: str | None = None
     notes: tuple[str, ...] = ()
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not self.source:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..core.errors import StatisticsError
+from . import words
 from .style import PALETTE, colour_of, grid, house_style, marker_of, plain
 
 if TYPE_CHECKING:
@@ -37,14 +38,13 @@ def survival(run: Run, summary: pd.DataFrame) -> Figure:
         axes.set_yticks(np.arange(len(attacks))[::-1], [plain(shortened(a)) for a in attacks])
         axes.set_ylim(-0.7, len(attacks) - 0.3)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel(_tpr_label(run, summary))
+        axes.set_xlabel(_tpr_label(run))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
     return figure
 
 
-def _tpr_label(run: Run, summary: pd.DataFrame) -> str:
-    row = summary.iloc[0]
-    return f"TPR at FPR {row['alpha']:g} (threshold: {row['rule']}; bars: {run.decision().level:.0%} intervals)"
+def _tpr_label(run: Run) -> str:
+    return f"TPR at {words.rule(run)} (bars: {run.decision().level:.0%} intervals)"
 
 
 def _whiskers(axes: Axes, rows: pd.DataFrame, y: np.ndarray, run: Run, method: str) -> None:
@@ -58,9 +58,14 @@ def _whiskers(axes: Axes, rows: pd.DataFrame, y: np.ndarray, run: Run, method: s
     )
 
 
+KNOWING = ("model", "collusion", "forgery")
+"""Families of attacks that know a model, other users, or marked images."""
+
+
 def swept(run: Run) -> list[str]:
     """Names of attacks that were run at two strengths or more."""
-    names = [a["name"] for a in run.config["attacks"] if a["value"] is not None]
+    # Attacks that know something have a part of the report of their own.
+    names = [a["name"] for a in run.config["attacks"] if a["value"] is not None and a["family"] not in KNOWING]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
@@ -86,7 +91,7 @@ def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy
             axes.set_ylim(*((0.35, 1.02) if column == "bit_accuracy" else (-0.03, 1.03)))
             if column == "bit_accuracy":
                 axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-        label = {"bit_accuracy": "bit accuracy", "tpr": f"TPR at FPR {run.decision().fpr:g}"}.get(column, column)
+        label = {"bit_accuracy": "bit accuracy", "tpr": "TPR at the deployed threshold"}.get(column, column)
         figure.supylabel(plain(label), fontsize=9)
         _legend(figure, run)
     return figure
@@ -192,7 +197,7 @@ def quality_against_tpr(run: Run, summary: pd.DataFrame, metric: str = "ssim") -
             axes.set_ylim(-0.03, 1.03)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(f"{metric.upper()}, attacked against marked image")
-        panels[0].set_ylabel(f"TPR at FPR {run.decision().fpr:g}")
+        panels[0].set_ylabel("TPR at the deployed threshold")
         panels[-1].legend(loc="best", fontsize=7)
     return figure
 

@@ -12,7 +12,7 @@ from .figures import shortened
 from .style import PALETTE, house_style, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -79,6 +79,8 @@ def _keys(axes: Axes, cell: NullCell) -> None:
     axes.step(np.maximum(rates, floor), share, where="post", color=_BLUE, label=f"{len(rates):,} random keys")
     axes.axvline(max(r.nominal_fpr, floor), color="black", linewidth=1, linestyle="--", label="theory")
     axes.axvline(max(r.observed_fpr.value, floor), color=_ORANGE, linewidth=1.2, label="key in use")
+    # Where no key flags anything, everything lies on the left edge and no scale would fit itself to it.
+    axes.set_xlim(floor * 0.8, 1.1)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(f"FPR of a key (left edge: none of {r.n} images)")
@@ -89,16 +91,17 @@ def _keys(axes: Axes, cell: NullCell) -> None:
 
 def attacked_nulls(studies: Sequence[NullStudy]) -> Figure | None:
     """FPR of the key in use, and the spread over keys, after each attack; None if there is only one."""
-    labels = [cell.attack for cell in studies[0].cells]
+    # An attack on a model leaves methods without one out.
+    labels = list(dict.fromkeys(cell.attack for study in studies for cell in study.cells))
     if len(labels) < 2:
         return None
     with house_style():
         figure = Figure(figsize=(3.4 * len(studies) + 2.2, 0.2 * len(labels) + 1.4), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(studies), sharey=True))
-        y = np.arange(len(labels))[::-1]
+        y = dict(zip(labels, range(len(labels) - 1, -1, -1), strict=True))
         for axes, study in zip(panels, studies, strict=True):
             _attacked(axes, study, y)
-        panels[0].set_yticks(y, [plain(shortened(label)) for label in labels])
+        panels[0].set_yticks(list(y.values()), [plain(shortened(label)) for label in labels])
         panels[0].set_ylim(-0.7, len(labels) - 0.3)
         figure.supxlabel("false-positive rate at the threshold by theory", fontsize=9)
         handles = [
@@ -110,10 +113,10 @@ def attacked_nulls(studies: Sequence[NullStudy]) -> Figure | None:
     return figure
 
 
-def _attacked(axes: Axes, study: NullStudy, y: np.ndarray) -> None:
+def _attacked(axes: Axes, study: NullStudy, heights: Mapping[str, int]) -> None:
     floor = 0.3 / study.clean.report.n
-    for height, cell in zip(y, study.cells, strict=True):
-        r = cell.report
+    for cell in study.cells:
+        height, r = heights[cell.attack], cell.report
         ends = np.maximum([np.median(cell.key_rates), cell.key_rates.max()], floor)
         axes.hlines(height, *ends, color=_BLUE, alpha=0.3, linewidth=4)
         axes.hlines(height, max(r.observed_fpr.low, floor), max(r.observed_fpr.high, floor), color=_ORANGE, alpha=0.7)

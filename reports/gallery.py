@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from ..bench.adversary import Adversary
 from ..bench.benchmark import validate
 from ..bench.plan import Plan, make_plan
-from ..bench.shard import apply_attack, describe_error, make_pair
+from ..bench.shard import apply_attack, attack_seed, describe_error, make_pair
 from ..core.seeds import Seed
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..bench.methods.base import Pair
     from ..bench.results import Run
     from ..core.images import Images
 
@@ -90,7 +93,7 @@ def _exhibit(run: Run, plan: Plan, maker: int, attack: str, why: str) -> Exhibit
     (group,) = plan.dataset.load([record])[0]
     pair = make_pair(plan, plan.methods[maker], group)
     index = next(i for i, a in enumerate(plan.attacks) if a.label == attack)
-    attacked = apply_attack(plan, index, pair.marked, Seed.root(plan.benchmark.seed))
+    attacked = _attacked(run, plan, index, maker, group, pair)
     pictures = (
         ("unmarked", _uri(_array(pair.unmarked))),
         ("marked", _uri(_array(pair.marked))),
@@ -98,6 +101,16 @@ def _exhibit(run: Run, plan: Plan, maker: int, attack: str, why: str) -> Exhibit
         (f"after {attack}", _uri(_array(attacked))),
     )
     return Exhibit(method, attack, why, image, _caption(sample, middle), pictures)
+
+
+def _attacked(run: Run, plan: Plan, index: int, maker: int, given: Images, pair: Pair) -> Images:
+    """The marked image after an attack, with what the run has learnt where the attack learns."""
+    root = Seed.root(plan.benchmark.seed)
+    if not plan.attacks[index].knowledge:
+        return apply_attack(plan, index, pair.marked, root)
+    adversary = Adversary(plan, run.folder / "learnt")
+    seed = attack_seed(plan, index, root)
+    return adversary.attack(index, maker, given, pair, "marked", seed, lambda *_: nullcontext())
 
 
 def _caption(sample: Any, middle: int) -> str:

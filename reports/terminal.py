@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import words
+
 if TYPE_CHECKING:
     from ..bench.results import Run
 
@@ -29,9 +31,10 @@ def print_summary(run: Run) -> None:
 
     summary = run.summary()
     decided = run.decision()
+    # Where nothing is marked, what is flagged is all there is to say.
+    rate = "tpr" if "marked" in run.config["benchmark"]["arms"] else "fpr"
     table = Table(
-        title=f"{escape(run.name)}: TPR at FPR {decided.fpr:g}, threshold by {decided.rule}, {decided.level:.0%} "
-        "intervals",
+        title=f"{escape(run.name)}: {rate.upper()} at {words.rule(run)}, {decided.level:.0%} intervals",
         caption="! the false-positive rate on attacked unmarked images is above nominal: read the null report",
     )
     table.add_column("attack", no_wrap=True)
@@ -41,12 +44,12 @@ def print_summary(run: Run) -> None:
         cells = [escape(str(attack))]
         for method in run.methods:
             row = rows[rows["method"] == method].iloc[0]
-            value = row.get("tpr", np.nan)
+            value = row.get(rate, np.nan)
             if value is None or np.isnan(value):
                 cells.append(str(row["status"]) if row["status"] != "ok" else "refused")
                 continue
             mark = " !" if row.get("null_moved") is True else "  "
-            cells.append(f"{value:.2f} [{row['tpr_low']:.2f}, {row['tpr_high']:.2f}]{mark}")
+            cells.append(f"{value:.2f} [{row[f'{rate}_low']:.2f}, {row[f'{rate}_high']:.2f}]{mark}")
         table.add_row(*cells)
     console = Console()
     if not console.is_terminal:

@@ -67,6 +67,31 @@ def hidden(
     _say(*train_hidden(wanted, data, folder, minutes, device), folder)
 
 
+@app.command("latent-diffusion")
+def latent_diffusion(
+    data: Data,
+    recipe: Annotated[str, typer.Argument(help="A recipe or a YAML file.")] = "latent-diffusion",
+    out: Out = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = "auto",
+) -> None:
+    """Train a small latent diffusion model over an autoencoder; captions are measured on the photographs.
+
+    Examples:
+        waterproof train latent-diffusion --data photos/train
+
+        waterproof run generation --set 'dataset={prompts: {model: trained/latent-diffusion}}'
+    """
+    from ..bench.training.make import train_latent_diffusion
+    from ..bench.training.recipes import LatentDiffusionRecipe, load_recipe
+
+    wanted = load_recipe(LatentDiffusionRecipe, recipe, steps=steps, seed=seed)
+    folder = out or Path("trained") / wanted.name
+    _say(*train_latent_diffusion(wanted, data, folder, minutes, device), folder)
+
+
 @app.command("stable-signature")
 def stable_signature(
     data: Data,

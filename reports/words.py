@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..bench.results import Run
+    from ..bench.summary import Decided
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -23,6 +24,20 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return f"{value:.{digits}f}"
+
+
+def rule(run: Run) -> str:
+    """The rule of a run's thresholds: "FPR 0.001, threshold by theory (tree-ring: FPR 0.1, certified)"."""
+    decided = run.decision()
+
+    def where(one: Decided) -> str:
+        return f"threshold {one.threshold:g}" if one.threshold is not None else f"FPR {one.fpr:g}"
+
+    text = f"{where(decided)}, threshold by {decided.rule}"
+    others = [method for method in run.methods if decided.of(int(run.about("method", method)["bits"])) is not decided]
+    if others and decided.scores is not None:
+        text += f" ({', '.join(others)}: {where(decided.scores)}, {decided.scores.rule})"
+    return text
 
 
 def small(value: Any) -> str:
@@ -99,7 +114,7 @@ def warnings(run: Run, summary: pd.DataFrame) -> list[str]:
                 f"{method}: unmarked images are flagged more often than the threshold promises in {len(rows)} of "
                 f"{(summary['method'] == method).sum()} attacks (worst: {worst['fpr']:.3f} instead of "
                 f"{worst['fpr_nominal']:.2g} under {worst['attack']}). Its TPR there is not a TPR at "
-                f"FPR {decided.fpr:g}."
+                f"FPR {worst['alpha']:g}."
             )
     withdrawn = list(dict.fromkeys(summary.loc[summary["theory_withdrawn"], "method"]))
     if withdrawn:

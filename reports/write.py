@@ -15,6 +15,7 @@ from ..bench.strictness import every_strictness
 from ..bench.summary import families
 from ..core.errors import StatisticsError
 from . import figures, words
+from .adversary import AdversaryExhibit, draw_adversary
 from .figures_strictness import strictness_curves
 from .gallery import gallery
 from .null import NullExhibit, draw_null
@@ -57,7 +58,8 @@ def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
             pd.concat([p.frame() for p in potencies]).to_csv(folder / "potency.csv", index=False)
         nulls = draw_null(*_studies(run), folder / "figures", folder)
         strict = _strictness(run, folder, pictures)
-        page = _render(run, summary, table, pictures, potencies, nulls, strict)
+        adversary = draw_adversary(run, summary, folder)
+        page = _render(run, summary, table, pictures, potencies, nulls, strict, adversary)
         write_text(folder / "index.html", page)
     return folder / "index.html"
 
@@ -73,7 +75,9 @@ def _figures(run: Run, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         figure = figures.quality_against_tpr(run, summary, metric["label"])
         if figure is not None:
             yield f"quality-{file_name(metric['label'])}", figure
-    for name in dict.fromkeys(a["name"] for a in run.config["attacks"]):
+    if "marked" not in run.config["benchmark"].get("arms", ("marked",)):
+        return
+    for name in dict.fromkeys(a["name"] for a in run.config["attacks"] if a["family"] != "forgery"):
         yield f"roc-{file_name(name)}", figures.roc_curves(run, name)
 
 
@@ -85,6 +89,7 @@ def _render(
     potencies: list[Potency],
     nulls: NullExhibit,
     strict: list[dict[str, Any]],
+    adversary: AdversaryExhibit | None,
 ) -> str:
     import yaml
 
@@ -93,6 +98,7 @@ def _render(
         "report.html",
         run=run,
         decided=run.decision(),
+        rule=words.rule(run),
         findings=words.findings(run, summary),
         warnings=words.warnings(run, summary),
         families=_family_rows(run, table),
@@ -108,6 +114,7 @@ def _render(
         potencies=potencies,
         nulls=nulls,
         strict=strict,
+        adversary=adversary,
         fprs=run.config["benchmark"].get("fprs", ()),
         published=_reported(run),
         failures=_failures(run),
@@ -155,9 +162,8 @@ def markdown(run: Run, summary: pd.DataFrame, table: pd.DataFrame) -> str:
         rates = [words.rate(rows[method][name], "tpr") for name in names]
         lines.append([method, *marks, *rates, words.rate(rows[method].get("none"), "fpr", 3)])
     decided = run.decision()
-    where = f"a threshold of {decided.threshold:g}" if decided.threshold is not None else f"FPR {decided.fpr:g}"
     note = (
-        f"TPR at {where} with {decided.level:.0%} intervals, threshold by {decided.rule}, on "
+        f"TPR at {words.rule(run)}, with {decided.level:.0%} intervals, on "
         f"{int((run.images['split'] == 'test').sum())} test images."
     )
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + f"\n\n{note}\n"

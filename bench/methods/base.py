@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...core.components import Component
+from ...core.errors import ContractError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from ...core.autoencoders import Autoencoder
     from ...core.images import Images
+    from ...core.latent_diffusion import LatentDiffusion
     from ...core.seeds import Seed
 
 
@@ -101,6 +106,37 @@ class Watermark(Method):
     def mark(self, images: Images, keys: torch.Tensor, seed: Seed) -> Pair:
         """Marked images with their counterparts; marks that make their own images override it."""
         return Pair(self.embed(images, keys, seed), images)
+
+    @property
+    def invents(self) -> bool:
+        """Whether it makes its own images from prompts and seeds, and takes none."""
+        return False
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Parts of a model that make the images, which attacks on the model may change: ``decoder``, ``diffusion``."""
+        return frozenset()
+
+    def decoder_of(self, key: str | None) -> Autoencoder:
+        """The decoder that makes images with ``key`` (a word of 0 and 1), or unmarked ones; with its autoencoder."""
+        raise ContractError(f"{self.label} has no decoder")
+
+    def remake(self, images: Images, keys: torch.Tensor, seed: Seed, changed: Changed) -> Pair:
+        """What :meth:`mark` gives, made by an attacked model."""
+        raise ContractError(f"{self.label} makes no image by a model")
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The parts of an attacked model.
+
+    Attributes:
+        decoder: the attacked decoder of a key, or of nobody.
+        diffusion: the attacked latent diffusion model, for the owner's.
+    """
+
+    decoder: Callable[[str | None], Autoencoder]
+    diffusion: Callable[[LatentDiffusion], LatentDiffusion]
 
 
 class Detector(Method):

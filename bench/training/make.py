@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 
 from ...core.progress import progress_bar
 from ...core.seeds import Seed
-from ..store import locked
+from ..store import locked, write_text
 from .card import write_card
 from .photographs import Photographs
 from .trainer import Task, Trained, choose_device, fit
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .recipes import AutoencoderRecipe, HiddenRecipe, Recipe, StableSignatureRecipe
+    from .recipes import AutoencoderRecipe, HiddenRecipe, LatentDiffusionRecipe, Recipe, StableSignatureRecipe
 
 
 def train_autoencoder(
@@ -67,6 +68,40 @@ def train_hidden(
     save_state(layer, out / "whitening.safetensors", {})
     facts: dict[str, float] = {"parameters of the extractor": sum(p.numel() for p in task.extractor.parameters())}
     facts |= {f"whitening, {name}": value for name, value in found.items()}
+    write_card(out, recipe, photographs, trained, quality, device, facts)
+    return trained, quality
+
+
+def train_latent_diffusion(
+    recipe: LatentDiffusionRecipe, data: Path, out: Path, minutes: float | None = None, device: str = "auto"
+) -> tuple[Trained, dict[str, float]]:
+    """Trains a latent diffusion model and saves its parts as diffusers does; see :func:`.trainer.fit`.
+
+    The autoencoder is not copied: ``model_index.json`` names it.
+    """
+    from ...core.weights import save_state
+    from ..methods.stable_signature.users import open_autoencoder
+    from .latent_diffusion import LatentDiffusionTask
+
+    device = choose_device(device)
+    source = f"{recipe.autoencoder}@{recipe.revision}" if recipe.revision else recipe.autoencoder
+    autoencoder = open_autoencoder(source)
+    photographs = load_photographs(recipe, data)
+    with progress_bar("encoding photographs", len(photographs.train), "images") as tick:
+        task = LatentDiffusionTask(recipe, photographs, autoencoder, tick)
+    trained = _fit(task, out, minutes, device)
+    task.follow(trained.step)
+    quality = task.judge()
+    (out / "text_encoder").mkdir(parents=True, exist_ok=True)
+    task.mean_unet.half().save_pretrained(out / "unet", safe_serialization=True)
+    write_text(out / "text_encoder" / "config.json", json.dumps(task.mean_words.config, indent=2) + "\n")
+    save_state(task.mean_words.half().state_dict(), out / "text_encoder" / "diffusion_pytorch_model.safetensors")
+    task.scheduler.save_pretrained(out / "scheduler")
+    index = {"_class_name": "WordLatentDiffusion", "autoencoder": source, "autoencoder_digest": autoencoder.digest}
+    write_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
+    facts = {"parameters": sum(p.numel() for p in task.parameters()), "stored as": "float16"}
     write_card(out, recipe, photographs, trained, quality, device, facts)
     return trained, quality
 

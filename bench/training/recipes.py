@@ -279,6 +279,32 @@ class StableSignatureRecipe(Recipe):
         return float(first * (last / first) ** (step / max(1, self.steps - 1)))
 
 
+class LatentDiffusionRecipe(Recipe):
+    """A small latent diffusion model over an autoencoder, with captions from :func:`waterproof.core.words.describe`.
+
+    Attributes:
+        autoencoder: ``shipped``, a folder, or a hub id with ``revision``.
+        revision: the pinned revision of a hub id.
+        model: parameters of diffusers' ``UNet2DConditionModel``; channels and sizes of the latents are filled in.
+        width: length of a word's embedding.
+        schedule: parameters of diffusers' ``DDIMScheduler``.
+        drop: share of the captions that are left out, so that the model also learns images without a caption.
+        drop_word: share of the words that are left out of the other captions.
+        average: decay of the running mean of the weights, which is what is saved.
+    """
+
+    kind: ClassVar[str] = "latent-diffusion"
+
+    autoencoder: str = "shipped"
+    revision: str | None = None
+    model: dict[str, Any]
+    width: int = Field(64, ge=8)
+    schedule: dict[str, Any]
+    drop: float = Field(0.15, ge=0, le=1)
+    drop_word: float = Field(0.15, ge=0, le=1)
+    average: float = Field(0.999, ge=0, lt=1)
+
+
 def cosine(step: int, steps: int, warmup: int, high: float, low: float) -> float:
     """Linear warm-up to ``high``, then half a cosine down to ``low``."""
     if step < warmup:

@@ -118,7 +118,7 @@ def test_every_method_meets_every_attack_in_both_arms_and_every_metric_sees_the_
 def test_unmarked_dataset_images_are_attacked_once_for_all_methods(make: Make) -> None:
     plan = make('{"methods": ["~Mark", {"~Mark": {"strength": 2}}]}')
     works = [cell.work for cell in plan.cells if cell.arm == "unmarked"]
-    assert works == [(None, "unmarked", 0)] * 2
+    assert works == [(None, "unmarked", 0, None)] * 2
     assert len({cell.work for cell in plan.cells}) == 3
 
 

@@ -16,6 +16,7 @@ from waterproof.core.components import field_roles
 from waterproof.core.registry import load_class, names
 from waterproof.datasets.deadleaves import DeadLeaves
 from waterproof.datasets.folder import Folder
+from waterproof.datasets.prompts import Prompts
 from waterproof.datasets.samples import Samples
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from waterproof.datasets.base import Dataset
 
 
-@pytest.fixture(params=["samples", "samples-512", "deadleaves", "folder", "folder-native"])
+@pytest.fixture(params=["samples", "samples-512", "deadleaves", "prompts", "folder", "folder-native"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path, photographs: Images) -> Dataset:
     if request.param.startswith("samples"):
         return Samples(size=512 if request.param.endswith("512") else 128, crops=2)
     if request.param == "deadleaves":
         return DeadLeaves(count=7, size=64, jpeg=80)
+    if request.param == "prompts":
+        return Prompts(count=3, size=64, steps=2)
     for i, (record, pixels) in enumerate(photographs):
         Image.fromarray(pixels[: 200 + 20 * i]).save(tmp_path / f"{record.id}.jpg")
         Image.fromarray(pixels[::2, ::2]).save(tmp_path / f"{record.id}.png")
