@@ -39,8 +39,9 @@ class Prompts(Dataset):
     "a dark blue photograph, smooth, light above".
 
     A file is UTF-8 text with a prompt on each line (empty lines and lines that begin with ``#`` are passed over), or
-    CSV with the columns ``prompt`` and, if wanted, ``seed`` and ``id``. Where no seed is given, the images of a prompt
-    get the seeds ``first_seed``, ``first_seed + 1``, ... The bytes of the file are part of the identity, its place is
+    CSV with the columns ``prompt`` and, if wanted, ``seed`` and ``id``. Where no seed is given, images are numbered
+    through, ``per_prompt`` for each prompt, and image i gets the seed ``first_seed + i``: no two begin as the same noise,
+    or they would be no independent observations even of different prompts. The bytes of the file are part of the identity, its place is
     not.
 
     Example:
@@ -56,7 +57,7 @@ class Prompts(Dataset):
     skip: int = param(0, doc="pass over the first so many prompts", ge=0)
     count: int | None = param(None, doc="use only so many prompts", ge=1)
     per_prompt: int = param(1, doc="images of each prompt without a seed of its own", ge=1, le=100_000)
-    first_seed: int = param(0, doc="seed of the first image of each prompt", ge=0, le=2**62)
+    first_seed: int = param(0, doc="seed of the first image of the first prompt", ge=0, le=2**62)
     size: int | None = param(None, doc="side of the square images, pixels; None for the model's own", ge=8, le=8192)
     steps: int = param(Sampling().steps, doc="evaluations of the network", ge=1, le=1000)
     guidance: float = param(Sampling().guidance, doc="classifier-free guidance; 1 for none", ge=0, le=100)
@@ -108,14 +109,15 @@ class Prompts(Dataset):
             raise DatasetError(f"prompts: size {side}: {error}") from None
         records: list[Record] = []
         seen: dict[str, str] = {}
-        for where, name, prompt, seed in self._entries():
+        for number, (where, name, prompt, seed) in enumerate(self._entries(), start=self.skip):
             try:
                 model.conditioner.embed([prompt])
             except UserError as error:
                 raise DatasetError(f"{where}: {error}") from None
-            seeds = [seed] if seed is not None else [self.first_seed + i for i in range(self.per_prompt)]
-            for one in seeds:
-                record = self._record(name if seed is not None else f"{name}-{one}", prompt, one, side)
+            first = self.first_seed + number * self.per_prompt
+            seeds = [seed] if seed is not None else range(first, first + self.per_prompt)
+            for i, one in enumerate(seeds):
+                record = self._record(name if len(seeds) == 1 else f"{name}-{i}", prompt, one, side)
                 if record.id in seen:
                     raise DatasetError(f"{where}: {record.id} stands twice, first in {seen[record.id]}")
                 seen[record.id] = where

@@ -39,7 +39,8 @@ def survival(run: Run, summary: pd.DataFrame) -> Figure:
         axes.set_ylim(-0.7, len(attacks) - 0.3)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel(_tpr_label(run))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
+        longest = max(len(method) for method in run.methods)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=max(1, min(4, 96 // (longest + 6))))
     return figure
 
 

@@ -84,11 +84,11 @@ def test_the_built_in_captions_are_all_different_and_made_of_known_words() -> No
 def test_each_prompt_is_a_source_with_its_images(model: str) -> None:
     index = small(model, per_prompt=3, first_seed=5).index()
     captions = built_in()[:2]
-    assert [r.id for r in index.records] == [f"prompt-00{i}-{seed}" for i in (0, 1) for seed in (5, 6, 7)]
+    assert [r.id for r in index.records] == [f"prompt-00{i}-{j}" for i in (0, 1) for j in (0, 1, 2)]
     assert (
         [r.caption for r in index.records] == [r.source for r in index.records] == [c for c in captions for _ in "123"]
     )
-    assert [r.seed for r in index.records] == [5, 6, 7] * 2
+    assert [r.seed for r in index.records] == [5, 6, 7, 8, 9, 10]
     assert {(r.label, r.size, r.split) for r in index.records} == {(Path(model).name, (32, 32), None)}
     assert not index.rejected
     assert len({r.digest for r in index.records}) == 6
@@ -195,6 +195,13 @@ def test_a_size_that_the_model_cannot_make_is_answered_with_one_that_it_can(mode
         small(model, size=30).index()
 
 
+def test_no_two_images_begin_as_the_same_noise(model: str) -> None:
+    seeds = [r.seed for r in small(model, count=20, per_prompt=3).index().records]
+    assert len(set(seeds)) == 60
+    rest = [r.seed for r in small(model, count=5, skip=20, per_prompt=3).index().records]
+    assert not set(rest) & set(seeds)
+
+
 # Files --------------------------------------------------------------------------------------------------------------
 
 
@@ -202,9 +209,9 @@ def test_a_text_file_has_a_prompt_on_each_line(listed: Callable[..., Prompts]) -
     text = "\ufeff# warm ones\n  a dark red photograph \n\norange, light above\r\nred\n"
     records = listed("p.txt", text).index().records
     assert [(r.id, r.caption, r.seed) for r in records] == [
-        ("prompt-000-0", "a dark red photograph", 0),
-        ("prompt-001-0", "orange, light above", 0),
-        ("prompt-002-0", "red", 0),
+        ("prompt-000", "a dark red photograph", 0),
+        ("prompt-001", "orange, light above", 1),
+        ("prompt-002", "red", 2),
     ]
     assert listed("p.TXT", text, count=2).index().records == records[:2]
     assert listed("p.txt", text, skip=1, count=1).index().records == records[1:2]
@@ -217,12 +224,12 @@ def test_a_table_may_give_seeds_and_ids(listed: Callable[..., Prompts]) -> None:
     records = listed("p.csv", table, per_prompt=2, first_seed=1).index().records
     assert [(r.id, r.caption, r.seed) for r in records] == [
         ("mine", "dark, blue", 7),
-        ("prompt-001-1", "red", 1),
-        ("prompt-001-2", "red", 2),
+        ("prompt-001-0", "red", 3),
+        ("prompt-001-1", "red", 4),
         ("prompt-002", "red", 2**63 - 1),
         ("other", "red", 3),
-        ("many-1", "blue", 1),
-        ("many-2", "blue", 2),
+        ("many-0", "blue", 9),
+        ("many-1", "blue", 10),
     ]
     assert [r.caption for r in listed("q.csv", "prompt\nred\n").index().records] == ["red"]
 
