@@ -40,9 +40,9 @@ class Prompts(Dataset):
 
     A file is UTF-8 text with a prompt on each line (empty lines and lines that begin with ``#`` are passed over), or
     CSV with the columns ``prompt`` and, if wanted, ``seed`` and ``id``. Where no seed is given, images are numbered
-    through, ``per_prompt`` for each prompt, and image i gets the seed ``first_seed + i``: no two begin as the same noise,
-    or they would be no independent observations even of different prompts. The bytes of the file are part of the identity, its place is
-    not.
+    through, ``per_prompt`` for each prompt, and image i gets the seed ``first_seed + i``. So no two begin as the same
+    noise; if they did, images of different prompts would be no independent observations. The bytes of the file are
+    part of the identity, its place is not.
 
     Example:
         >>> Prompts(count=2).index().records[0].caption  # doctest: +SKIP
