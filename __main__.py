@@ -175,7 +175,7 @@ def list_command(
         if kind in (None, one, f"{one}s"):
             typer.secho(f"{one}s", bold=True)
             for entry in (e for (k, _), e in entries().items() if k == one):
-                typer.echo(f"  {entry.name:<18}{entry.family:<20}{entry.summary}")
+                typer.echo(f"  {entry.name:<21}{entry.family:<25}{entry.summary}")
     if kind in (None, "preset", "presets"):
         from importlib import resources
 
