@@ -51,6 +51,7 @@ class Adversary:
         self._diffusions: dict[tuple[int, int], LatentDiffusion] = {}
         self._copies: dict[tuple[object, ...], Images] = {}
         self._made: dict[tuple[object, ...], Pair] = {}
+        self._failed: dict[tuple[int, int, str], Exception] = {}
         self._held: Images | None = None
 
     def attack(self, index: int, target: int, given: Images, pair: Pair, arm: str, seed: Seed, timed: Timed) -> Images:
@@ -141,15 +142,21 @@ class Adversary:
 
         if self.folder is None:
             return learn(index)
-        with _alone(self._path(0, target, f"samples {word}").with_suffix(".lock")):
+        failed = self._failed.get((index, target, word))
+        if failed is not None:
+            raise failed
+        # One lock for the method and the key, not for the attack: the samples are what takes long.
+        who = {"target": self.plan.methods[target].spec().id, "key": word}
+        with _alone(self.folder / f"{identity('samples', who)}.lock"):
             for number in self._sampling(target):
                 path = self._path(number, target, word)
                 if path.is_file():
                     continue
                 try:
                     save_state(learn(number), path)
-                except Exception:
+                except Exception as error:
                     # The others' turn comes, and with it their error.
+                    self._failed[(number, target, word)] = error
                     if number == index:
                         raise
         self._samples.clear()

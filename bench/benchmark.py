@@ -16,6 +16,8 @@ from .statistics.thresholds import Rule
 from .yaml_lines import Place, line_of, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..core.components import Component
 
 
@@ -131,6 +133,27 @@ class Runtime(BaseModel):
     cell_seconds: float = Field(600.0, ge=0)
 
 
+class Editing(BaseModel):
+    """How protections are judged: what editors make of protected images, beside what they make of the clean ones.
+
+    Attributes:
+        editors: what edits; see ``waterproof list editors``.
+        prompts: what is asked for.
+        seeds: draws for each prompt; below 2 there is no floor, and no recovery is reported.
+        measures: how alike two edits are: ``ssim``, ``psnr``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    editors: list[AnyRef] = Field(default_factory=lambda: [Ref(name="image-to-image")], min_length=1)
+    prompts: list[str] = Field(default_factory=lambda: [""], min_length=1)
+    seeds: int = Field(3, ge=1, le=1000)
+    measures: list[Literal["ssim", "psnr"]] = Field(default_factory=lambda: list(_MEASURES), min_length=1)
+
+
+_MEASURES: tuple[Literal["ssim", "psnr"], ...] = ("ssim", "psnr")
+
+
 def _as_key(value: object) -> object:
     if isinstance(value, str) and (value in ("fixed", "per-image") or re.fullmatch("[01]+", value)):
         return value
@@ -155,6 +178,7 @@ class Benchmark(BaseModel):
         arms: ``marked`` and ``unmarked`` images, or only ``unmarked`` ones, where nothing but the null is asked for.
         decision: threshold rule.
         fprs: further false-positive rates at which the report gives the TPR, by theory.
+        editing: for protections: editors, prompts and seeds; None judges fidelity alone.
         users: numbers of users to attribute images among; the run then ends with an attribution page.
         runtime: knobs.
     """
@@ -176,6 +200,7 @@ class Benchmark(BaseModel):
     decision: Decision = Decision()
     fprs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     users: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    editing: Editing | None = None
     runtime: Runtime = Runtime()
 
     @field_validator("arms")
@@ -292,6 +317,7 @@ def validate(value: dict[str, Any], name: str = "benchmark", lines: dict[Place, 
                 if part.label in seen:
                     raise fail((field, i), f"the {kind} {part.label} stands twice, or two would share this name")
                 seen.add(part.label)
+    _check_roles(benchmark, fail)
     try:
         benchmark.dataset.create("dataset")
     except SpecError as error:
@@ -304,12 +330,30 @@ def validate(value: dict[str, Any], name: str = "benchmark", lines: dict[Place, 
     return benchmark
 
 
+def _check_roles(benchmark: Benchmark, fail: Callable[[Place, str], SpecError]) -> None:
+    """Protections are judged by other rules than marks, and only they are edited."""
+    roles = {getattr(ref.create("method"), "role", "") for ref in benchmark.methods}
+    if "protection" in roles and len(roles) > 1:
+        raise fail(
+            ("methods",), "protections and marks are judged by different rules: give each a benchmark of its own"
+        )
+    if benchmark.editing is None:
+        return
+    if "protection" not in roles:
+        raise fail(("editing",), "editing judges protections, and none of the methods is one")
+    for i, ref in enumerate(benchmark.editing.editors):
+        try:
+            ref.create("editor")
+        except SpecError as error:
+            raise fail(("editing", "editors", i), str(error)) from None
+
+
 def _first_problem(error: ValidationError) -> tuple[Place, str]:
     item = error.errors(include_url=False)[0]
     place = tuple(part for part in item["loc"] if isinstance(part, str | int))
     where = ".".join(str(part) for part in place)
     if item["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"decision": Decision, "runtime": Runtime}
+        models: dict[str, type[BaseModel]] = {"decision": Decision, "runtime": Runtime, "editing": Editing}
         valid = models.get(str(place[0]), Benchmark).model_fields
         return place, f"unknown key '{place[-1]}'.{nearest(str(place[-1]), valid)}"
     if item["type"] == "missing":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from ..core.latent_diffusion import load_latent_diffusion
 from ..core.registry import KINDS, entries, load_class
 from ..core.seeds import Seed
 from ..datasets.base import Dataset
+from .editing import Editor
 from .keys import key_bits
-from .methods.base import Detector, Method, Watermark
+from .methods.base import Detector, Method, Protection, Watermark
 from .metrics import Metric
 from .shard import score
 
@@ -58,7 +60,10 @@ def find_kind(target: str) -> str:
                     raise
                 continue
             return kind
-        raise SpecError(f"{target} is no component: derive it from Watermark, Detector, Attack, Dataset or Metric")
+        raise SpecError(
+            f"{target} is no component: derive it from Watermark, Detector, Protection, Attack, Dataset, Metric or "
+            "Editor"
+        )
     raise SpecError(f"nothing is called '{target}'.{nearest(target, [name for _, name in entries()])}")
 
 
@@ -100,6 +105,11 @@ def _checks(part: Component) -> Iterator[Check]:
         yield from _watermark(part)
     elif isinstance(part, Detector):
         yield from _scorer(part)
+    elif isinstance(part, Protection):
+        yield from _changes_images(partial(_protected, part), part)
+        yield "keeps to its budget, rounded to grey levels", lambda: _budget(part)
+    elif isinstance(part, Editor):
+        yield from _changes_images(lambda images, seed: part.edit(images, "", seed), part)
     elif isinstance(part, ModelAttack):
         yield from _model_attack(part)
     elif isinstance(part, Attack):
@@ -234,34 +244,52 @@ def _applied(attack: Attack, images: Images, seed: Seed) -> Images:
 
 
 def _attack(attack: Attack) -> Iterator[Check]:
+    yield from _changes_images(partial(_applied, attack), attack)
+    yield "declares family and strength", lambda: _family(attack)
+
+
+def _protected(protection: Protection, images: Images, seed: Seed) -> Images:
+    return protection.protect(images, seed)
+
+
+def _changes_images(change: Callable[[Images, Seed], Images], part: Component) -> Iterator[Check]:
+    """What attacks, protections and editors promise alike."""
     seed = Seed.root(1)
 
     def shape() -> None:
         images = sample_images()
-        out = _applied(attack, images, seed)
+        out = change(images, seed)
         _need(isinstance(out, Images) and out.ids == images.ids, "must return Images with the same records")
 
     def not_in_place() -> None:
         images = sample_images()
-        _applied(attack, images, seed)
+        change(images, seed)
         _need(_unchanged(images), "changed its input")
 
     def alone() -> None:
         images = sample_images()
-        together = _applied(attack, images, seed).numpy()
+        together = change(images, seed).numpy()
         for i in (2, 0, 1):
-            single = _applied(attack, images.take([i]), seed).numpy()[0]
+            single = change(images.take([i]), seed).numpy()[0]
             _need(np.array_equal(single, together[i]), f"image {i} is attacked otherwise alone than in a batch")
 
     def seeds() -> None:
-        a, b = (_applied(attack, sample_images(), s).numpy() for s in (seed, Seed.root(2)))
-        _need(attack.seeded or np.array_equal(a, b), "uses its seed but says seeded = False")
+        first, again, other = (change(sample_images(), s).numpy() for s in (seed, seed, Seed.root(2)))
+        _need(np.array_equal(first, again), "the same seed gives other images")
+        _need(getattr(part, "seeded", True) or np.array_equal(first, other), "uses its seed but says seeded = False")
 
     yield "returns images of the same records", shape
     yield "leaves its input alone", not_in_place
     yield "does not depend on batch or order", alone
     yield "draws only from the seed", seeds
-    yield "declares family and strength", lambda: _family(attack)
+
+
+def _budget(protection: Protection) -> None:
+    images, promised = sample_images(), protection.largest_change
+    if promised is None:
+        return
+    change = protection.protect(images, Seed.root(1)).pixels.int() - images.pixels.int()
+    _need(int(change.abs().max()) <= promised + 0.5, f"changes a value by {int(change.abs().max())}, not {promised:g}")
 
 
 def _family(attack: Attack) -> None:
@@ -314,7 +342,8 @@ def _metric(metric: Metric) -> Iterator[Check]:
         _need(bool(better.all()), "an image is judged worse against itself than a changed one")
 
     yield "one finite number for each image", shape
-    yield "nothing is better than the reference itself", order
+    if metric.compares:
+        yield "nothing is better than the reference itself", order
 
 
 def _dataset(dataset: Dataset) -> Iterator[Check]:

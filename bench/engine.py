@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..core.effort import telling
 from ..core.errors import StoreError
 from .adversary import Adversary
 from .benchmark import validate
@@ -80,7 +81,8 @@ class Worker:
             names = self.plan.names(done.cell)
             tick(len(records), f"{names['maker'] or names['observer']} · {names['attack']}")
 
-        costs = run_shard(self.plan, records, [self.plan.by_id[c] for c in task.cells], emit, self.adversary)
+        with telling(lambda text: tick(0, text)):
+            costs = run_shard(self.plan, records, [self.plan.by_id[c] for c in task.cells], emit, self.adversary)
         self.store.add(task.shard, pending, costs)
 
     def fail(self, task: Task, reason: str) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import abstractmethod
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
@@ -14,7 +11,7 @@ import torch
 
 from ..core.components import Component, param
 from ..core.errors import ImageError
-from ..core.identity import file_digest
+from ..core.lpips_weights import lpips_digests, lpips_network, lpips_unavailable
 
 if TYPE_CHECKING:
     from ..core.images import Images
@@ -26,11 +23,19 @@ class Metric(Component):
     Class attributes:
         unit: the unit of the value, empty for none.
         better: ``higher`` or ``lower``.
+        compares: whether it uses the reference at all; some look at the image alone.
     """
 
     kind: ClassVar[str] = "metric"
     unit: ClassVar[str] = ""
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    compares: ClassVar[bool] = True
+
+    @property
+    def floor(self) -> bool:
+        """Whether it compares draws of one image, so that it is for unattacked images of the dataset alone."""
+        return False
 
     def prepare(self, reference: Images) -> Any:
         """What can be computed once for a reference that many images are compared with; the reference itself here."""
@@ -148,13 +153,6 @@ def _ssim_map(array: np.ndarray, values_r: np.ndarray, mean_r: np.ndarray, varia
     return inside
 
 
-_BACKBONES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
-"""torchvision's files; the part after the dash is the beginning of the SHA-256."""
-
 _BATCH = 4
 
 
@@ -177,28 +175,15 @@ class Lpips(Metric):
 
     def unavailable(self) -> str | None:
         """Needs the ``quality`` extra and the backbone's weights."""
-        missing = [name for name in ("lpips", "torchvision") if importlib.util.find_spec(name) is None]
-        if missing:
-            return f"needs {' and '.join(missing)}: pip install 'waterproof[quality]'"
-        path = self._weights()
-        if not path.is_file():
-            return f"needs torchvision's {path.name} (download.pytorch.org/models/{path.name}): put it at {path}"
-        begin = path.stem.rsplit("-", 1)[1]
-        if not file_digest(path).startswith(begin):
-            return f"{path} is not the published file: its SHA-256 does not begin with {begin}; fetch it again"
-        return None
+        return lpips_unavailable(self.backbone)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the backbone's weights, where they are present."""
-        path = self._weights() if importlib.util.find_spec("torch") else None
-        return {"backbone": file_digest(path)} if path is not None and path.is_file() else {}
-
-    def _weights(self) -> Path:
-        return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONES[self.backbone]
+        return lpips_digests(self.backbone)
 
     def compare(self, images: Images, prepared: Any) -> np.ndarray:
         """LPIPS for each image; 0 for equal images."""
-        network = _lpips(self.backbone)
+        network = lpips_network(self.backbone)
         values = []
         with torch.inference_mode():
             for start in range(0, len(images), _BATCH):
@@ -207,14 +192,3 @@ class Lpips(Metric):
                 values.append(network(a, b).reshape(-1).double().numpy())
         joined: np.ndarray = np.concatenate(values)[: len(images)]
         return joined
-
-
-@lru_cache(maxsize=3)
-def _lpips(backbone: str) -> Any:
-    import warnings
-
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return lpips.LPIPS(net=backbone, verbose=False).eval()

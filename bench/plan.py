@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..attacks.base import HANDLES, ModelAttack
 from ..core.errors import DatasetError
 from ..core.identity import identity
 from ..datasets.base import Dataset, Index
-from .methods.base import Method, Watermark
+from .methods.base import Method, Protection, Watermark
 from .metrics import Metric
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..attacks.base import Attack
     from ..core.components import Component
     from ..core.images import Record
@@ -65,7 +67,7 @@ class Plan:
         index: the images in use and the rejected ones.
         methods: what is judged.
         attacks: attacks at one strength each.
-        metrics: image quality.
+        metrics: image quality; for protections also how alike edits are.
         cells: one for each (arm, maker, attack, observer).
         adversary: the dataset of the images that adversaries hold, and its images.
     """
@@ -123,11 +125,24 @@ def make_plan(benchmark: Benchmark, index: Index | None = None, tick: Tick | Non
     if index is None:
         index = _limited(dataset.index(tick), benchmark.limit)
     methods = tuple(cast("Method", ref.create("method")) for ref in benchmark.methods)
-    metrics = tuple(cast("Metric", ref.create("metric")) for ref in benchmark.metrics)
+    metrics = (*(cast("Metric", ref.create("metric")) for ref in benchmark.metrics), *_comparisons(benchmark))
     attacks = tuple(benchmark.expanded_attacks())
     adversary = _adversary(benchmark, index, tick)
     cells = _cells(benchmark, dataset, index, methods, attacks, metrics, adversary)
     return Plan(benchmark, dataset, index, methods, attacks, metrics, tuple(cells), adversary)
+
+
+def _comparisons(benchmark: Benchmark) -> tuple[Metric, ...]:
+    """The comparisons of edits that protections are judged by."""
+    from .editing import similarities
+
+    if benchmark.editing is None:
+        return ()
+    asked = benchmark.editing
+    found: list[Metric] = []
+    for ref in asked.editors:
+        found += similarities(ref.model_dump(), list(asked.prompts), asked.seeds, list(asked.measures))
+    return tuple(found)
 
 
 def _adversary(benchmark: Benchmark, index: Index, tick: Tick | None) -> tuple[Dataset, Index] | None:
@@ -205,6 +220,9 @@ def _cells(
         cells.append(Cell(identity("cell", coordinates), arm, maker, attack, role, i, reason, target))
 
     for a in range(len(attacks)):
+        if any(isinstance(method, Protection) for method in methods):
+            _protected(attacks[a], methods, metrics, partial(add, attack=a))
+            continue
         for m, method in enumerate(methods):
             own = isinstance(method, Watermark) and method.counterparts == "own"
             # Where nothing is marked, a method that takes no images reads those of the dataset.
@@ -222,6 +240,19 @@ def _cells(
             for q, metric in enumerate(metrics):
                 add("marked", m, a, metric, q, m)
     return cells
+
+
+def _protected(
+    attack: Attack, methods: tuple[Method, ...], metrics: tuple[Metric, ...], add: Callable[..., None]
+) -> None:
+    """The cells of protections under a purifier: clean images and protected ones, both against the clean ones."""
+    for q, metric in enumerate(metrics):
+        # How far two draws differ is asked of clean images alone.
+        if not metric.floor or attack.name == "identity":
+            add("unmarked", None, observer=metric, i=q, m=0)
+        if not metric.floor:
+            for m in range(len(methods)):
+                add("marked", m, observer=metric, i=q, m=m)
 
 
 _OFFERED = frozenset(HANDLES) - {"queries", "detector", "keys"}
@@ -257,7 +288,7 @@ def _out_of_reach(
 
 def _pointless(attack: Attack, observer: Component, maker: Method | None) -> str | None:
     """Why a cell cannot say anything, whatever the images."""
-    if maker is not None and not isinstance(maker, Watermark):
+    if maker is not None and not isinstance(maker, Watermark | Protection):
         return f"{maker.label} marks nothing: a {maker.role} has no marked images"
     if isinstance(observer, Metric) and not attack.aligned:
         return f"not comparable pixel by pixel after {attack.label}"

@@ -154,7 +154,8 @@ class Run:
     def images(self) -> pd.DataFrame:
         """A row for every image, with the split in force."""
         frame = self._listed()
-        share = self.config["benchmark"]["decision"]["calibration"]
+        # Protections have no threshold, so that nothing is calibrated.
+        share = 0 if self.protections else self.config["benchmark"]["decision"]["calibration"]
         frame["split"] = [
             given if isinstance(given, str) else split(source, share) if share else "test"
             for given, source in zip(frame["split"], frame["source"], strict=True)
@@ -168,6 +169,11 @@ class Run:
     def methods(self) -> list[str]:
         """Labels of the methods."""
         return [m["label"] for m in self.config["methods"]]
+
+    @property
+    def protections(self) -> list[str]:
+        """Labels of the methods that are protections: all of them or none."""
+        return [m["label"] for m in self.config["methods"] if m["role"] == "protection"]
 
     @property
     def attacks(self) -> list[str]:
@@ -300,10 +306,10 @@ class Run:
         row = self._quality_cell(method, attack, metric)
         return np.array([]), np.array([]), "not planned" if row is None else row["reason"]
 
-    def image_quality(self, method: str, attack: str, metric: str) -> pd.DataFrame:
+    def image_quality(self, method: str | None, attack: str, metric: str) -> pd.DataFrame:
         """Columns ``value`` and ``source`` of a metric, one row for each test image; empty where nothing was measured.
 
-        References as in :meth:`quality`.
+        References as in :meth:`quality`; for protections always the clean image. ``method`` None: clean images.
         """
         row = self._quality_cell(method, attack, metric)
         start, end = (0, 0) if row is None else self._ranges["quality"].get(row["cell"], (0, 0))
@@ -319,7 +325,7 @@ class Run:
             return "missing: not planned"
         return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
 
-    def _quality_cell(self, method: str, attack: str, metric: str) -> pd.Series | None:
+    def _quality_cell(self, method: str | None, attack: str, metric: str) -> pd.Series | None:
         return self._cell(observer_kind="metric", observer=metric, maker=method, attack=attack)
 
     def scores(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from ..core.identity import identity
 from ..core.progress import Tick, progress_bar
 from .benchmark import Benchmark, validate
 from .engine import Task, run_inline, run_processes
-from .methods.base import Method, Watermark
+from .methods.base import Method, Protection, Watermark
 from .plan import SCHEMA, Plan, make_plan
 from .provenance import NUMERIC, provenance, versions
 from .results import Run, cell_table, load_run
@@ -152,6 +152,8 @@ def _asked(plan: Plan) -> str:
 
 def _payload(method: Method) -> dict[str, Any]:
     """Payload length, and the keys of its users where a method can write no others."""
+    if isinstance(method, Protection):
+        return {"bits": 0, "largest_change": method.largest_change}
     if not isinstance(method, Watermark):
         return {"bits": getattr(method, "bits", 0)}
     try:

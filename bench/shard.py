@@ -7,12 +7,13 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..core import effort
 from ..core.errors import ContractError, UserError
 from ..core.identity import canonical_json
 from ..core.images import Images, Record
@@ -20,7 +21,7 @@ from ..core.seeds import Seed
 from ..datasets.base import Rejected
 from .adversary import Adversary
 from .keys import key_bits
-from .methods.base import Detector, Evidence, Method, Pair, Watermark
+from .methods.base import Detector, Evidence, Method, Pair, Protection, Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,12 +73,20 @@ class Cost:
         name: label of the component.
         images: number of images.
         seconds: wall-clock seconds in this process.
+        evaluations: of a network on one image, where the component counts them.
+        backwards: backward passes through a network for one image, likewise.
+        peak_mb: the most memory that the process has held until then, MB.
+        objectives: by image, the objective of its optimisation: (step, value) pairs.
     """
 
     stage: str
     name: str
     images: int
     seconds: float
+    evaluations: int = 0
+    backwards: int = 0
+    peak_mb: float | None = None
+    objectives: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 class CellTimeoutError(UserError):
@@ -180,10 +189,12 @@ class _Shard:
     @contextmanager
     def timed(self, stage: str, name: str, images: int) -> Iterator[None]:
         started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.costs.append(Cost(stage, name, images, time.perf_counter() - started))
+        with effort.measured() as spent:
+            try:
+                yield
+            finally:
+                taken = (spent.evaluations, spent.backwards, effort.peak_memory(), spent.objectives)
+                self.costs.append(Cost(stage, name, images, time.perf_counter() - started, *taken))
 
     def load(self) -> list[Images]:
         """The shard's images in groups of one size; what cannot be loaded is remembered with its reason."""
@@ -267,7 +278,9 @@ class _Shard:
             with self.timed("score", method.label, len(images)), time_limit(self.limit, f"reading {method.label}"):
                 return score(method, images)
         attack, metric = self.plan.attacks[cell.attack], self.plan.metrics[cell.index]
-        against_input = attack.name == "identity"
+        # What is left of a protection is measured against the clean image.
+        protected = cell.maker is not None and isinstance(self.plan.methods[cell.maker], Protection)
+        against_input = attack.name == "identity" or protected
         key = (number, cell.index, against_input)
         with self.timed("measure", metric.label, len(images)), time_limit(self.limit, f"metric {metric.label}"):
             if key not in states:
@@ -303,11 +316,17 @@ def keys_for(plan: Plan, method: Watermark, images: Images) -> torch.Tensor:
 
 
 def make_pair(plan: Plan, method: Method, images: Images) -> Pair:
-    """Marks one group and checks what comes back."""
+    """Marks or protects one group and checks what comes back."""
+    if isinstance(method, Protection):
+        drawn = Seed.root(plan.benchmark.seed).child("protect", plan.dataset.name, method.name)
+        return _checked(method, Pair(method.protect(images, drawn), images), images)
     if not isinstance(method, Watermark):
         raise ContractError(f"{method.label} is no watermark: it cannot mark images")
     seed = Seed.root(plan.benchmark.seed).child("embed", plan.dataset.name, method.name)
-    pair = method.mark(images, keys_for(plan, method, images), seed)
+    return _checked(method, method.mark(images, keys_for(plan, method, images), seed), images)
+
+
+def _checked(method: Method, pair: Pair, images: Images) -> Pair:
     if not isinstance(pair, Pair) or not isinstance(pair.marked, Images) or not isinstance(pair.unmarked, Images):
         raise ContractError(f"{method.label}: marking must return Images")
     for side in (pair.marked, pair.unmarked):

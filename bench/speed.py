@@ -124,7 +124,7 @@ def engine_rate(folder: Path, method: str, attacks: list[Any], workers: int) -> 
             ticks.append((time.perf_counter(), count))
 
         run_processes(store, plan, tasks, note, workers)
-        inside = sum(cost["seconds"] for cost in _costs(store))
+        inside = sum(cost["seconds"] for cost in store.costs())
     seen = sum(n for _, n in ticks[1:])
     wall = (ticks[-1][0] - ticks[0][0]) * units / seen
     count = len(plan.records)
@@ -141,17 +141,11 @@ def _component_seconds(folder: Path, plan: Plan) -> float:
     run_inline(store, plan, part, _silent)
     counted = {task.shard for task in part[1:]}
     images = sum(len(plan.shards(_SHARD)[number]) for number in counted)
-    return float(sum(cost["seconds"] for cost in _costs(store) if cost["shard"] in counted)) / images
+    return float(sum(cost["seconds"] for cost in store.costs() if cost["shard"] in counted)) / images
 
 
 def _silent(_units: int, _doing: str = "") -> None:
     return None
-
-
-def _costs(store: Store) -> list[dict[str, Any]]:
-    import json
-
-    return [cost for path in (store.folder / "costs").glob("*.json") for cost in json.loads(path.read_text())]
 
 
 def component_table(size: int, count: int = 8) -> list[tuple[str, str, float]]:

@@ -136,8 +136,15 @@ class Store:
                 write_table(self.parts / f"{shard:05d}-{token}.parquet", _part_table(finished))
             if costs:
                 (self.folder / "costs").mkdir(exist_ok=True)
-                text = json.dumps([{"shard": shard, **asdict(cost)} for cost in costs])
+                # What a component does not count is left out.
+                counted = [{name: value for name, value in asdict(cost).items() if value} for cost in costs]
+                text = json.dumps([{"shard": shard, "seconds": 0.0, "images": 0, **cost} for cost in counted])
                 write_text(self.folder / "costs" / f"{shard:05d}-{token}.json", text)
+
+    def costs(self) -> list[dict[str, Any]]:
+        """What the stages of the work took: fields of :class:`Cost`, with the shard."""
+        paths = sorted((self.folder / "costs").glob("*.json"))
+        return [cost for path in paths for cost in json.loads(path.read_text(encoding="utf-8"))]
 
     def done(self) -> Done:
         """What is finished: rows that are ok, and images that cannot be read (another try reads the same bytes)."""

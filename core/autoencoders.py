@@ -1,4 +1,4 @@
-"""Autoencoders: images to latents and back, one interface over diffusers' three kinds and the tiny one for FLUX.2.
+"""Autoencoders: images to latents and back, one interface over diffusers' three kinds and two tiny ones.
 
 Latents are what a diffusion model sees: shifted and scaled. Images are floats in 0 to 1. Everything is differentiable
 with respect to images, latents and decoder, and nothing is drawn at random: the latent is the mode of the posterior.
@@ -7,10 +7,8 @@ Weights are loaded strictly, never from an unpinned revision of a hub.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,13 +17,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .errors import ImageError, UnavailableError, UserError
-from .identity import canonical_json
+from .errors import ImageError, UnavailableError, UserError, first_line
+from .identity import content_digest
+from .model_folders import WEIGHTS, check_pinned, is_hub_id, out_of_reach, read_json, weights_in
 from .taef2 import Taef2, taef2_name
+from .vaelight import VAELIGHT_FILES, VaeLight, load_vaelight
 from .weights import digest_of, load_module, load_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Kind = Literal["kl", "tiny", "vq"]
 """``kl``: Gaussian posterior (Stable Diffusion). ``tiny``: deterministic. ``vq``: quantised by the decoder (VQGAN)."""
@@ -34,21 +34,20 @@ _KINDS: dict[str, Kind] = {"AutoencoderKL": "kl", "AutoencoderTiny": "tiny", "VQ
 _SHIPPED = Path(__file__).parent / "shipped" / "autoencoder"
 _SUBFOLDERS = ("", "vae", "vqvae", "movq")
 """Where a diffusers folder keeps its autoencoder: itself, or one of a pipeline's folders."""
-_WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
+_WEIGHTS = (*WEIGHTS, "diffusion_pytorch_model.bin")
 _TAEF2_PAIR = ("taef2_encoder.pth", "taef2_decoder.pth")
 _TAEF2_FILE = "taef2.safetensors"
-_FILES = f"config.json with {_WEIGHTS[0]} (also in vae/), or {_TAEF2_PAIR[0]} with {_TAEF2_PAIR[1]}"
+_TAEF2 = (*_TAEF2_PAIR, _TAEF2_FILE)
+_FILES = f"config.json with {_WEIGHTS[0]} (also in vae/), or " + ", or ".join(
+    " with ".join(pair) for pair in (_TAEF2_PAIR, VAELIGHT_FILES)
+)
 
 
 class Autoencoder:
     """An autoencoder in evaluation mode, without gradients for its own weights unless somebody asks for them.
 
     Attributes:
-        model: the network: diffusers' AutoencoderKL, AutoencoderTiny or VQModel, or :class:`Taef2`.
+        model: the network: diffusers' AutoencoderKL, AutoencoderTiny or VQModel, :class:`Taef2` or :class:`VaeLight`.
         kind: ``kl``, ``tiny`` or ``vq``.
         factor: pixels per latent cell, each way.
         channels: latent channels.
@@ -197,7 +196,7 @@ class Autoencoder:
             )
 
     def _to_range(self, images: torch.Tensor) -> torch.Tensor:
-        # diffusers' networks take -1 to 1, AutoencoderTiny among them.
+        # diffusers' networks take -1 to 1, AutoencoderTiny among them, and so does VaeLight.
         return images if isinstance(self.model, Taef2) else images * 2 - 1
 
     def _from_range(self, values: torch.Tensor) -> torch.Tensor:
@@ -214,7 +213,7 @@ def load_autoencoder(
 
     Args:
         source: ``"shipped"``; a folder of diffusers (an autoencoder, or a pipeline with ``vae/``); a folder with the
-            tiny FLUX.2 autoencoder's files; or a hub id ``owner/name``. A folder of that name goes first.
+            files of taef2 or VAElight; or a hub id ``owner/name``. A folder of that name goes first.
         revision: the commit of a hub id, 40 hexadecimal digits. Required there: branches and tags move.
         device: where the network runs.
         dtype: its floating-point type. Weights in another type are converted.
@@ -226,11 +225,14 @@ def load_autoencoder(
     folder = _folder(source, revision)
     # Networks draw their first weights from torch's global generator, which is not ours to move.
     with torch.random.fork_rng(devices=[]):
-        loaded = _load_taef2(folder) if _has_taef2(folder) else _load_diffusers(folder)
+        if _holds(folder, _TAEF2):
+            loaded = _load_taef2(folder)
+        else:
+            loaded = _load_vaelight(folder) if _holds(folder, VAELIGHT_FILES) else _load_diffusers(folder)
     try:
         return loaded.to(device, dtype)
     except (RuntimeError, AssertionError) as error:
-        raise UnavailableError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UnavailableError(f"device '{device}' cannot be used here: {first_line(error)}") from None
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
@@ -242,7 +244,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         if revision is not None:
             raise UserError(f"autoencoder {source} is a folder here, and only a hub id has a revision: leave it out")
         return _inside(path)
-    if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    if isinstance(source, str) and is_hub_id(source):
         return _hub_folder(source, revision)
     what = "is a file; give its folder" if path.is_file() else "there is no such folder"
     raise UnavailableError(f"autoencoder {source}: {what} ({_FILES}), or a hub id owner/name with its revision")
@@ -250,39 +252,30 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 def _inside(path: Path) -> Path:
     for folder in (path / name for name in _SUBFOLDERS):
-        if (folder / "config.json").is_file() or _has_taef2(folder):
+        if (folder / "config.json").is_file() or _holds(folder, (*_TAEF2, *VAELIGHT_FILES)):
             return folder
     raise UnavailableError(f"{path}: no autoencoder there: put in {_FILES}")
 
 
-def _has_taef2(folder: Path) -> bool:
+def _holds(folder: Path, files: Iterable[str]) -> bool:
     """Whether any of these files is there and no configuration of another network."""
-    return not (folder / "config.json").exists() and any(
-        (folder / name).exists() for name in (*_TAEF2_PAIR, _TAEF2_FILE)
-    )
+    return not (folder / "config.json").exists() and any((folder / name).exists() for name in files)
 
 
 def _hub_folder(repository: str, revision: str | None) -> Path:
     """The snapshot with an autoencoder of a hub's repository: from the local cache, else downloaded."""
-    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
-        given = "none" if revision is None else f"'{revision}'"
-        raise UserError(
-            f"autoencoder {repository}: there is no such folder, and a hub id needs its revision pinned to a commit of "
-            f"40 hexadecimal digits, not {given}"
-        )
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UnavailableError("a hub id needs the package huggingface_hub: pip install huggingface_hub") from None
+    check_pinned("autoencoder", repository, revision)
+    pinned = str(revision)
+    import huggingface_hub
 
     def cached(file: str) -> Path | None:
-        found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+        found = huggingface_hub.try_to_load_from_cache(repository, file, revision=pinned)
         return Path(found) if isinstance(found, str) else None
 
     # The cache first, as a whole: out of reach of the hub, each file that is looked for costs half a minute.
-    found = _search(cached) or _search(lambda file: _fetched(repository, revision, file))
+    found = _search(cached) or _search(lambda file: _fetched(repository, pinned, file))
     if found is None:
-        raise UnavailableError(f"autoencoder {repository} at {revision[:12]}: no autoencoder there ({_FILES})")
+        raise UnavailableError(f"autoencoder {repository} at {pinned[:12]}: no autoencoder there ({_FILES})")
     return found
 
 
@@ -307,28 +300,23 @@ def _fetched(repository: str, revision: str, file: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except Exception as error:  # the errors of the hub's network clients share no base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UnavailableError(
-        f"autoencoder {repository} at {revision[:12]}: {reason}: where there is a network, run 'hf download "
-        f"{repository} --revision {revision} --local-dir FOLDER' (config.json and {_WEIGHTS[0]}, "
-        "or its vae/, suffice), then give FOLDER in the place of the id"
-    )
+        reason = first_line(error)
+    suffices = f"config.json and {WEIGHTS[0]}, or its vae/, suffice"
+    raise out_of_reach("autoencoder", repository, revision, reason, suffices)
 
 
 def _load_diffusers(folder: Path) -> Autoencoder:
-    config = _read_config(folder / "config.json")
+    config = read_json(folder / "config.json")
     name = config.get("_class_name")
     if name not in _KINDS:
         raise UserError(f"{folder}: a {name or 'network without _class_name'}, not one of {', '.join(_KINDS)}")
-    weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
-    if weights is None:
-        raise UnavailableError(f"{folder}: config.json is there, but not the weights: put {_WEIGHTS[0]} beside it")
+    weights = weights_in(folder, _WEIGHTS)
     model = _build(name, config, folder)
     load_module(model, _renamed(load_state(weights)), str(weights))
     factor, channels = _geometry(model.config, _KINDS[name], folder)
     shift = config.get("shift_factor") or 0.0
     defining = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
-    digest = _digest({"config": defining, "weights": digest_of(weights)})
+    digest = content_digest({"config": defining, "weights": digest_of(weights)})
     return Autoencoder(model, _KINDS[name], factor, channels, float(model.config.scaling_factor), float(shift), digest)
 
 
@@ -344,18 +332,15 @@ def _load_taef2(folder: Path) -> Autoencoder:
         files = tuple(folder / name for name in _TAEF2_PAIR)
         for part, path in zip((model.encoder, model.decoder), files, strict=True):
             load_module(part, load_state(path), str(path))
-    digest = _digest({"network": "Taef2", "weights": [digest_of(path) for path in files]})
+    digest = content_digest({"network": "Taef2", "weights": [digest_of(path) for path in files]})
     return Autoencoder(model, "tiny", Taef2.factor, Taef2.channels, 1.0, 0.0, digest)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"{path}: cannot be read ({error}); fetch it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(config).__name__}")
-    return config
+def _load_vaelight(folder: Path) -> Autoencoder:
+    files = tuple(folder / name for name in VAELIGHT_FILES)
+    model = load_vaelight(*files)
+    digest = content_digest({"network": "VaeLight", "weights": [digest_of(path) for path in files]})
+    return Autoencoder(model, "tiny", VaeLight.factor, VaeLight.channels, VaeLight.scaling, 0.0, digest)
 
 
 def _build(name: str, config: Mapping[str, Any], folder: Path) -> Any:
@@ -402,7 +387,3 @@ def _geometry(config: Any, kind: Kind, folder: Path) -> tuple[int, int]:
     if down != up:
         raise UserError(f"{folder}: its encoder shrinks {down} times and its decoder enlarges {up} times")
     return down, int(config.latent_channels)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -65,3 +65,14 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Valid: {', '.join(words)}." if words else ""
+
+
+def first_line(error: Exception) -> str:
+    r"""The first line of an error's message, or the name of its type where it has none.
+
+    Example:
+        >>> first_line(ValueError("bad\nworse"))
+        'bad'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -43,6 +43,16 @@ def identity(kind: str, value: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def content_digest(value: object) -> str:
+    """SHA-256 of the canonical JSON of ``value``.
+
+    Example:
+        >>> content_digest({"b": 1, "a": 2}) == content_digest({"a": 2, "b": 1})
+        True
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def file_digest(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, read in blocks.
 

@@ -10,40 +10,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
-import inspect
-import json
-import re
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .autoencoders import load_autoencoder
-from .errors import ImageError, UnavailableError, UserError
-from .identity import canonical_json
-from .weights import digest_of, load_module, load_state
+from .conditioners import ClipConditioner, WordConditioner
+from .errors import ImageError, UnavailableError, UserError, first_line
+from .identity import content_digest
+from .model_folders import WEIGHTS, find_folder, load_network, read_json
+from .noise_schedule import Solver as Solver
+from .noise_schedule import estimates, make_scheduler
+from .weights import digest_of, load_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .autoencoders import Autoencoder
-
-Solver = Literal["ddim", "dpm-solver"]
-"""``ddim``: Song et al. 2021, eta 0. ``dpm-solver``: DPM-Solver++ (2M), Lu et al. 2022."""
+    from .conditioners import Conditioner
 
 _SHIPPED = Path(__file__).parent / "shipped" / "latent_diffusion"
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-_SCHEDULERS = {
-    ("ddim", False): "DDIMScheduler",
-    ("ddim", True): "DDIMInverseScheduler",
-    ("dpm-solver", False): "DPMSolverMultistepScheduler",
-    ("dpm-solver", True): "DPMSolverMultistepInverseScheduler",
-}
+_WHAT = "latent diffusion model"
+_WANTED = (
+    "model_index.json",
+    *(f"{part}/*.json" for part in ("unet", "vae", "scheduler", "tokenizer", "text_encoder")),
+    *("tokenizer/*.txt", "text_encoder/model.safetensors"),
+    *(f"{part}/{WEIGHTS[0]}" for part in ("unet", "vae")),
+)
+"""Files of a Stable Diffusion repository."""
 _REMEMBERED = 512
 """Latents that are kept, 64 KB each at 64 x 64 x 4: the dataset and each method ask for the same ones."""
 
@@ -61,19 +60,6 @@ class Sampling:
     steps: int = 20
     guidance: float = 3.0
     solver: Solver = "ddim"
-
-
-class Conditioner(Protocol):
-    """Turns prompts into what the network attends to."""
-
-    digest: str
-
-    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings ``[B, L, W]``.
-
-        Raises:
-            UserError: a prompt that the model cannot take.
-        """
 
 
 class LatentDiffusion:
@@ -200,6 +186,79 @@ class LatentDiffusion:
         run = partial(self._run, latent, prompt, steps, guidance, solver, inverse=True)
         return self._remembered(_key(latent, prompt, ("inverse", steps, guidance, solver)), run)
 
+    def times(self, steps: int) -> list[int]:
+        """The time steps at which ``steps`` evaluations of DDIM are made, the noisiest first.
+
+        Raises:
+            UserError: not fewer than the model was trained with.
+        """
+        scheduler = self.scheduler()
+        self._check_steps(scheduler, steps)
+        scheduler.set_timesteps(steps)
+        return [int(time) for time in scheduler.timesteps]
+
+    def noised(self, latent: torch.Tensor, time: int, noise: torch.Tensor) -> torch.Tensor:
+        """The latent with the noise of a time step: sqrt(alpha) latent + sqrt(1 - alpha) noise.
+
+        Args:
+            latent: ``[1, channels, h, w]``.
+            time: from 0 to the last step of the training.
+            noise: of the same shape, standard normal.
+        """
+        alpha = self._alpha(time)
+        return alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
+
+    @torch.no_grad()
+    def denoise(
+        self, noisy: torch.Tensor, times: Sequence[int], prompt: str = "", guidance: float = 1.0
+    ) -> torch.Tensor:
+        """A latent from a noisy one by DDIM with eta 0, as image-to-image pipelines go the last part of the way.
+
+        Args:
+            noisy: ``[1, channels, h, w]``, with the noise of ``times[0]``.
+            times: the time steps to evaluate the network at, falling; see :meth:`times`.
+            prompt: the caption; empty for none.
+            guidance: classifier-free guidance; 1 for none.
+
+        Returns:
+            ``[1, channels, h, w]``, as the autoencoder decodes it.
+        """
+        embedded = self.conditioner.embed(["", prompt] if guidance != 1 else [prompt])
+        scheduler = self.scheduler()
+        kind, values = scheduler.config.prediction_type, noisy
+        for time, following in zip(times, [*times[1:], None], strict=True):
+            predicted = self._predict(values, torch.tensor(time), embedded, guidance)
+            clean, noise = estimates(kind, values, predicted, scheduler.alphas_cumprod[time])
+            alpha = scheduler.final_alpha_cumprod if following is None else scheduler.alphas_cumprod[following]
+            values = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        return values
+
+    def edit(
+        self, latent: torch.Tensor, prompt: str, noise: torch.Tensor, strength: float, sampling: Sampling
+    ) -> torch.Tensor:
+        """Image to image (SDEdit, Meng et al., ICLR 2022): noise for a share of the steps, taken away with a prompt.
+
+        As diffusers' image-to-image pipeline with DDIM: the last ``int(strength * steps)`` steps of the sampler.
+
+        Args:
+            latent: ``[1, channels, h, w]``.
+            prompt: the caption; empty for none.
+            noise: of the same shape, standard normal.
+            strength: 0 (the latent itself) to 1.
+            sampling: steps and guidance; the solver is DDIM.
+        """
+        times = self.times(sampling.steps)
+        times = times[len(times) - int(sampling.steps * strength) :]
+        if not times:
+            return latent
+        return self.denoise(self.noised(latent, times[0], noise), times, prompt, sampling.guidance)
+
+    def _alpha(self, time: int) -> torch.Tensor:
+        alphas: torch.Tensor = self.scheduler().alphas_cumprod
+        if not 0 <= time < len(alphas):
+            raise UserError(f"{self.name} was trained with the time steps 0 to {len(alphas) - 1}, not {time}")
+        return alphas[time]
+
     def _remembered(self, key: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         if key not in self._latents:
             self._latents[key] = run()
@@ -215,103 +274,38 @@ class LatentDiffusion:
         guided = guidance != 1
         embedded = self.conditioner.embed(["", prompt] if guided else [prompt])
         scheduler = self.scheduler(solver, inverse)
-        if not 0 < steps < scheduler.config.num_train_timesteps:
-            raise UserError(
-                f"{self.name} was trained with {scheduler.config.num_train_timesteps} time steps: it samples and "
-                f"inverts with fewer, not with {steps}"
-            )
+        self._check_steps(scheduler, steps)
         with warnings.catch_warnings():
             # diffusers turns tensors into arrays in a way that NumPy 2 calls old.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             scheduler.set_timesteps(steps)
         values = start * (1.0 if inverse else scheduler.init_noise_sigma)
         for time in scheduler.timesteps:
-            given = scheduler.scale_model_input(values, time)
-            predicted = self.unet(given.expand(len(embedded), -1, -1, -1), time, embedded).sample
-            if guided:
-                unconditional, conditional = predicted.chunk(2)
-                predicted = unconditional + guidance * (conditional - unconditional)
+            predicted = self._predict(scheduler.scale_model_input(values, time), time, embedded, guidance)
             values = scheduler.step(predicted, time, values, return_dict=False)[0]
         result: torch.Tensor = values
         return result
 
+    def _check_steps(self, scheduler: Any, steps: int) -> None:
+        if not 0 < steps < scheduler.config.num_train_timesteps:
+            raise UserError(
+                f"{self.name} was trained with {scheduler.config.num_train_timesteps} time steps: it samples and "
+                f"inverts with fewer, not with {steps}"
+            )
 
-def make_scheduler(schedule: Mapping[str, Any], solver: Solver, inverse: bool = False) -> Any:
-    """A scheduler of diffusers for a model's schedule.
-
-    Args:
-        schedule: the configuration that the model was trained with.
-        solver: of the probability-flow equation.
-        inverse: whether it runs from image to noise.
-    """
-    import diffusers
-
-    scheduler: Any = getattr(diffusers, _SCHEDULERS[(solver, inverse)])
-    taken = inspect.signature(scheduler.__init__).parameters
-    changes: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-    if solver == "ddim":
-        # Diffusers inverts these two spacings only.
-        spacing = schedule.get("timestep_spacing", "leading")
-        changes = {"clip_sample": False, "timestep_spacing": "leading" if spacing == "linspace" else spacing}
-    return scheduler(**{name: value for name, value in {**schedule, **changes}.items() if name in taken})
+    def _predict(self, values: torch.Tensor, time: Any, embedded: torch.Tensor, guidance: float) -> torch.Tensor:
+        """The network's output, guided where there are two embeddings: of no prompt and of the prompt."""
+        predicted: torch.Tensor = self.unet(values.expand(len(embedded), -1, -1, -1), time, embedded).sample
+        if len(embedded) == 1:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
 
 def _key(start: torch.Tensor, prompt: str, settings: object) -> str:
     content = hashlib.sha256(start.contiguous().numpy().tobytes())
     content.update(f"{tuple(start.shape)} {prompt!r} {settings!r}".encode())
     return content.hexdigest()
-
-
-class _Words:
-    """The word encoder of a model that was trained by this project."""
-
-    def __init__(self, folder: Path) -> None:
-        from .words import WordEncoder
-
-        known = {k: v for k, v in _read_json(folder / "config.json").items() if not k.startswith("_")}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                self.encoder = WordEncoder(**known).eval().requires_grad_(False)
-        except TypeError as error:
-            raise UserError(f"{folder / 'config.json'}: no word encoder can be built from it: {_line(error)}") from None
-        weights = _weights(folder)
-        load_module(self.encoder, load_state(weights), str(weights))
-        self.encoder.float()
-        self.digest = _digest({"config": known, "weights": digest_of(weights)})
-
-    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        embedded: torch.Tensor = self.encoder(self.encoder.tokens(prompts))
-        return embedded
-
-
-class _Clip:
-    """Stable Diffusion's tokeniser and text encoder, through transformers."""
-
-    def __init__(self, folder: Path) -> None:
-        if importlib.util.find_spec("transformers") is None:
-            raise UnavailableError(
-                "a Stable Diffusion pipeline needs transformers: pip install 'waterproof[generation]'"
-            )
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        try:
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            with torch.random.fork_rng(devices=[]):
-                encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UnavailableError(f"{folder}: tokenizer/ or text_encoder/ cannot be loaded: {_line(error)}") from None
-        self.encoder = encoder.float().eval().requires_grad_(False)
-        self.digest = digest_of(folder / "text_encoder") + digest_of(folder / "tokenizer")
-
-    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        longest = self.tokenizer.model_max_length
-        for prompt in prompts:
-            count = len(self.tokenizer(prompt).input_ids)
-            if count > longest:
-                raise UserError(f"prompt '{prompt[:60]}...': {count} tokens, this model takes {longest}")
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest, return_tensors="pt").input_ids
-        embedded: torch.Tensor = self.encoder(tokens)[0]
-        return embedded
 
 
 def load_latent_diffusion(source: str | Path) -> LatentDiffusion:
@@ -325,23 +319,23 @@ def load_latent_diffusion(source: str | Path) -> LatentDiffusion:
         UnavailableError: files are missing, damaged or out of reach; the message says what to put where.
         UserError: a model of another kind.
     """
-    folder = _folder(str(source))
-    name = "the shipped latent diffusion model" if str(source) == "shipped" else str(source)
+    folder = find_folder(_WHAT, str(source), _SHIPPED, _check, _WANTED)
+    name = f"the shipped {_WHAT}" if str(source) == "shipped" else str(source)
     return _loaded(folder, digest_of(folder), name)
 
 
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, _content: str, name: str) -> LatentDiffusion:
     """The folder's content is part of the key: one that was trained anew is loaded anew."""
-    config = _read_json(folder / "unet" / "config.json")
+    config = read_json(folder / "unet" / "config.json")
     if config.get("_class_name") != "UNet2DConditionModel":
         raise UserError(f"{folder / 'unet'}: a {config.get('_class_name')}, not a UNet2DConditionModel")
     if config.get("addition_embed_type") not in (None, "text") or config.get("class_embed_type"):
         raise UserError(f"{folder}: its network wants more than a prompt (as Stable Diffusion XL does): not supported")
-    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
-    index = _read_json(folder / "model_index.json")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    index = read_json(folder / "model_index.json")
     own = index.get("_class_name") == "WordLatentDiffusion"
-    conditioner: Conditioner = _Words(folder / "text_encoder") if own else _Clip(folder)
+    conditioner: Conditioner = WordConditioner(folder / "text_encoder") if own else ClipConditioner(folder)
     autoencoder = load_autoencoder(*_autoencoder_of(index, folder) if own else (folder,))
     wanted = index.get("autoencoder_digest", autoencoder.digest)
     if own and wanted != autoencoder.digest:
@@ -349,7 +343,16 @@ def _loaded(folder: Path, _content: str, name: str) -> LatentDiffusion:
             f"{folder} was trained over another autoencoder (its sha256 begins {str(wanted)[:12]}, that of this one "
             f"{autoencoder.digest[:12]})"
         )
-    unet, weights = _unet(config, folder / "unet")
+    from diffusers import UNet2DConditionModel
+
+    path = folder / "unet" / "config.json"
+    unet, weights = load_network(UNet2DConditionModel, config, path)
+    # Models that say nothing, or name two sides, give no square.
+    if not isinstance(unet.config.sample_size, int):
+        raise UserError(
+            f"{path}: the network cannot be built from it: sample_size is {unet.config.sample_size}, not one side in "
+            "latent cells"
+        )
     if autoencoder.channels != unet.config.in_channels:
         raise UserError(
             f"{folder}: the network takes latents of {unet.config.in_channels} channels, "
@@ -360,8 +363,8 @@ def _loaded(folder: Path, _content: str, name: str) -> LatentDiffusion:
     try:
         _ = make_scheduler(schedule, "ddim"), make_scheduler(schedule, "dpm-solver")
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{folder / 'scheduler'}: no schedule can be built from it: {_line(error)}") from None
-    digest = _digest(
+        raise UserError(f"{folder / 'scheduler'}: no schedule can be built from it: {first_line(error)}") from None
+    digest = content_digest(
         {
             "unet": defining,
             "weights": digest_of(weights),
@@ -382,105 +385,10 @@ def _autoencoder_of(index: Mapping[str, Any], folder: Path) -> tuple[Any, ...]:
     return (found, revision) if at else (found,)
 
 
-def _unet(config: Mapping[str, Any], folder: Path) -> tuple[Any, Path]:
-    from diffusers import UNet2DConditionModel
-
-    known = {name: value for name, value in config.items() if not name.startswith("_")}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            unet = UNet2DConditionModel(**known)
-        # Models that say nothing, or name two sides, give no square.
-        if not isinstance(unet.config.sample_size, int):
-            raise ValueError(f"sample_size is {unet.config.sample_size}, not one side in latent cells")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: the network cannot be built from it: {_line(error)}") from None
-    weights = _weights(folder)
-    load_module(unet, load_state(weights), str(weights))
-    # diffusers' own method only adds a warning about types.
-    network: Any = torch.nn.Module
-    network.to(unet, torch.float32, memory_format=torch.channels_last)
-    return unet, weights
-
-
-def _weights(folder: Path) -> Path:
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise UnavailableError(f"{folder}: no weights there: put {_WEIGHTS[0]} beside config.json")
-    return found
-
-
-def _folder(source: str) -> Path:
-    if source == "shipped":
-        if not _SHIPPED.is_dir():
-            raise UnavailableError("this copy of waterproof ships no latent diffusion model: give a folder instead")
-        return _SHIPPED
-    path = Path(source).expanduser()
-    if path.is_dir():
-        for part in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
-            if not (path / part).is_file():
-                raise UnavailableError(
-                    f"{path}: no latent diffusion model there: {part} is missing (a folder as diffusers saves it holds "
-                    "model_index.json, unet/, vae/, scheduler/, tokenizer/ and text_encoder/)"
-                )
-        return path
-    repository, _, revision = source.partition("@")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
-        return _from_hub(repository, revision)
-    raise UnavailableError(
-        f"latent diffusion model {source}: there is no such folder; give 'shipped', a folder as diffusers saves it, or "
-        "owner/name@revision"
-    )
-
-
-def _from_hub(repository: str, revision: str) -> Path:
-    """The local copy of a hub's repository, downloaded where it is not in the cache."""
-    if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise UserError(
-            f"latent diffusion model {repository}: there is no such folder, and a hub id needs its revision pinned to "
-            f"a commit of 40 hexadecimal digits, as {repository}@REVISION, not '{revision}'"
-        )
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UnavailableError("a hub id needs the package huggingface_hub: pip install huggingface_hub")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = ["model_index.json", *(f"{part}/*.json" for part in ("unet", "vae", "scheduler", "tokenizer"))]
-    wanted += ["text_encoder/*.json", "tokenizer/*.txt", "text_encoder/model.safetensors"]
-    wanted += [f"{part}/{_WEIGHTS[0]}" for part in ("unet", "vae")]
-    reason = "it is neither in the local cache nor within reach"
-    for local in (True, False):
-        try:
-            folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=local)
-        except LocalEntryNotFoundError:
-            continue
-        except Exception as error:  # the errors of the hub's network clients share no base
-            reason = _line(error)
-            break
-        try:
-            return _folder(folder)
-        except UnavailableError as error:
-            # The cache may hold a part of it, an autoencoder for example: then the rest is fetched.
-            reason = str(error)
-    raise UnavailableError(
-        f"latent diffusion model {repository} at {revision[:12]}: {reason}: where there is a network, run 'hf download "
-        f"{repository} --revision {revision} --local-dir FOLDER', then give FOLDER in the place of the id"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"{path}: cannot be read ({_line(error)}); fetch it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+def _check(folder: Path) -> None:
+    for part in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        if not (folder / part).is_file():
+            raise UnavailableError(
+                f"{folder}: no {_WHAT} there: {part} is missing (a folder as diffusers saves it holds "
+                "model_index.json, unet/, vae/, scheduler/, tokenizer/ and text_encoder/)"
+            )

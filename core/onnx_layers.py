@@ -2,8 +2,8 @@
 
 A published extractor is often only an ONNX file, and no runtime gives the gradient of its input, which fine-tuning a
 decoder against it needs. :func:`from_onnx` replays the graph with torch functions: its numbers become buffers (nothing
-is trained), GELUs written out with ``Erf`` become one call, and what the file says of the input's height and width is
-not used. A file cannot run code here; an operator outside the table is refused by name.
+is trained) unless parameters are asked for, GELUs written out with ``Erf`` become one call, and what the file says of
+the input's height and width is not used. A file cannot run code here; an operator outside the table is refused by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import UnavailableError, UserError
+from .errors import UnavailableError, UserError, nearest
 from .onnx_operators import BUILDERS, Node
 
 if TYPE_CHECKING:
@@ -32,17 +32,27 @@ _OLDEST = 7
 class OnnxLayers(nn.Module):
     """A graph of one input and one output; made by :func:`from_onnx`.
 
-    Frozen: it has buffers and no parameters, is in eval mode, and computes in float32 unless it is cast
-    (``.double()``). Gradients flow to the input.
+    It is in eval mode and computes in float32 unless it is cast (``.double()``). Gradients flow to the input. Unless
+    ``trainable``, it is frozen: it has buffers and no parameters.
     """
 
-    def __init__(self, steps: Sequence[_Step], numbers: Mapping[str, torch.Tensor], source: str, result: str) -> None:
+    def __init__(
+        self,
+        steps: Sequence[_Step],
+        numbers: Mapping[str, torch.Tensor],
+        source: str,
+        result: str,
+        trainable: bool = False,
+    ) -> None:
         super().__init__()
         self._source, self._result = source, result
         self._steps = tuple(steps)
-        self._buffer_of = {name: f"number_{i}" for i, name in enumerate(numbers)}
+        self._name_of = {name: f"number_{i}" for i, name in enumerate(numbers)}
         for name, value in numbers.items():
-            self.register_buffer(self._buffer_of[name], value)
+            if trainable and value.is_floating_point():
+                self.register_parameter(self._name_of[name], nn.Parameter(value))
+            else:
+                self.register_buffer(self._name_of[name], value)
         self._last_use = {name: i for i, step in enumerate(steps) for name in step.inputs}
         self.eval()
 
@@ -59,24 +69,27 @@ class OnnxLayers(nn.Module):
     def _value(self, name: str, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if name in values:
             return values[name]
-        number: torch.Tensor = getattr(self, self._buffer_of[name])
+        number: torch.Tensor = getattr(self, self._name_of[name])
         return number
 
 
-def from_onnx(model: Any) -> OnnxLayers:
+def from_onnx(model: Any, output: str | None = None, trainable: bool = False) -> OnnxLayers:
     """Converts an ONNX graph into torch layers that give the same output.
 
-    The operators are those of convolutional networks: Conv, BatchNormalization, Gemm, MatMul, Add, Sub, Mul, Div, Erf,
-    Gelu, Relu, LeakyRelu, Sigmoid, Tanh, Clip, GlobalAveragePool, AveragePool, MaxPool, ReduceMean, ReduceSum, Squeeze,
-    Unsqueeze, Flatten, Reshape, Transpose, Concat, Pad, Constant and Identity. Shapes, axes and paddings must be
-    constants of the graph.
+    The operators are those of convolutional networks: Conv, ConvTranspose, BatchNormalization, Gemm, MatMul, Add, Sub,
+    Mul, Div, Erf, Gelu, Relu, LeakyRelu, Sigmoid, Tanh, Clip, GlobalAveragePool, AveragePool, MaxPool, ReduceMean,
+    ReduceSum, Squeeze, Unsqueeze, Flatten, Reshape, Transpose, Concat, Pad, Constant and Identity. Shapes, axes and
+    paddings must be constants of the graph.
 
     Args:
         model: path of the file, or an ``onnx.ModelProto``.
+        output: the output's name where the graph has several; only what it depends on is kept.
+        trainable: whether the floating-point numbers become parameters in the place of buffers.
 
     Raises:
-        UserError: the file is missing or damaged, keeps numbers in other files, has several inputs or outputs, or
-            holds an operator or a setting that is not supported; the line names the operator and the node.
+        UserError: the file is missing or damaged, keeps numbers in other files, has several inputs, or several outputs
+            and none is chosen, or holds an operator or a setting that is not supported; the line names the operator
+            and the node.
         UnavailableError: the onnx package is not installed.
 
     Example:
@@ -84,7 +97,7 @@ def from_onnx(model: Any) -> OnnxLayers:
         >>> layers(torch.zeros(1, 3, 256, 256)).shape  # doctest: +SKIP
         torch.Size([1, 48])
     """
-    graph = _read(model)
+    graph = read_onnx(model).graph
     numbers = _initialisers(graph)
     nodes = []
     for proto in graph.node:
@@ -96,8 +109,8 @@ def from_onnx(model: Any) -> OnnxLayers:
         else:
             nodes.append(node)
     source = _only([value.name for value in graph.input if value.name not in numbers], "input")
-    result = _only([value.name for value in graph.output], "output")
-    steps = [_step(node) for node in _fuse_gelu(nodes, numbers, result)]
+    result = _output([value.name for value in graph.output], output)
+    steps = [_step(node) for node in _fuse_gelu(_needed(nodes, result), numbers, result)]
     known = {source, *numbers}
     for step in steps:
         for name in step.inputs:
@@ -107,20 +120,20 @@ def from_onnx(model: Any) -> OnnxLayers:
     if result not in known:
         raise UserError(f"ONNX: the output {result!r} is made by no node")
     used = {name for step in steps for name in step.inputs} | {result}
-    return OnnxLayers(steps, {name: _tensor(value) for name, value in numbers.items() if name in used}, source, result)
+    tensors = {name: _tensor(value) for name, value in numbers.items() if name in used}
+    return OnnxLayers(steps, tensors, source, result, trainable)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One call: the tensors that go in by name, the function, the name of what comes out."""
+def read_onnx(model: Any) -> Any:
+    """An ONNX file as ``onnx.ModelProto``.
 
-    what: str
-    function: _Function
-    inputs: tuple[str, ...]
-    output: str
+    Args:
+        model: path of the file, or the ``onnx.ModelProto`` itself.
 
-
-def _read(model: Any) -> Any:
+    Raises:
+        UserError: the file is missing, damaged, empty, or of before operator set 7.
+        UnavailableError: the onnx package is not installed.
+    """
     try:
         import onnx
     except ImportError:
@@ -138,7 +151,17 @@ def _read(model: Any) -> Any:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     if opset < _OLDEST:
         raise UserError(f"ONNX: operator set {opset} is not supported, export the model with {_OLDEST} or later")
-    return model.graph
+    return model
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call: the tensors that go in by name, the function, the name of what comes out."""
+
+    what: str
+    function: _Function
+    inputs: tuple[str, ...]
+    output: str
 
 
 def _initialisers(graph: Any) -> dict[str, np.ndarray]:
@@ -181,6 +204,24 @@ def _only(names: list[str], role: str) -> str:
     if len(names) != 1:
         raise UserError(f"ONNX: a graph with one {role} is needed, this one has {len(names)}: {', '.join(names)}")
     return names[0]
+
+
+def _output(names: list[str], chosen: str | None) -> str:
+    if chosen is None:
+        return _only(names, "output")
+    if chosen not in names:
+        raise UserError(f"ONNX: the graph has no output {chosen!r}.{nearest(chosen, names)}")
+    return chosen
+
+
+def _needed(nodes: Sequence[Node], result: str) -> list[Node]:
+    """The nodes that the result depends on, in their order."""
+    wanted, kept = {result}, []
+    for node in reversed(nodes):
+        if node.output in wanted:
+            kept.append(node)
+            wanted.update(node.inputs)
+    return kept[::-1]
 
 
 def _tensor(value: np.ndarray) -> torch.Tensor:

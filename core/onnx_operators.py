@@ -88,6 +88,33 @@ def _convolution(node: Node) -> Built:
     return apply, 3
 
 
+def _transposed_convolution(node: Node) -> Built:
+    attributes = node.attributes
+    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or "output_shape" in attributes:
+        raise node.refuse("auto_pad and output_shape are not supported; give pads")
+    pad = _padding(node)
+    groups = int(attributes.get("group", 1))
+
+    def apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        axes = weight.ndim - 2
+        if axes not in (1, 2, 3):
+            raise node.refuse(f"{axes} spatial axes are not supported")
+        stride = tuple(attributes.get("strides", [1] * axes))
+        dilation = tuple(attributes.get("dilations", [1] * axes))
+        extra = tuple(attributes.get("output_padding", [0] * axes))
+        spread = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[axes - 1]
+        before, after = pad(x, weight.shape[2:], stride, dilation)
+        inside = tuple(map(min, before, after))
+        out = spread(x, weight, bias, stride, inside, extra, groups, dilation)
+        if before == after:
+            return out
+        # A padding here is a crop of what comes out, and torch's own is the same on both sides.
+        rest = [[i - p for p, i in zip(side, inside, strict=True)] for side in (before, after)]
+        return functional.pad(out, _torch_order(*rest))
+
+    return apply, 3
+
+
 def _padding(node: Node) -> Callable[[torch.Tensor, Sequence[int], Sequence[int], Sequence[int]], _Sides]:
     """How much to pad before and after each spatial axis, given input, kernel, strides and dilations."""
     automatic = node.attributes.get("auto_pad", "NOTSET")
@@ -302,6 +329,7 @@ BUILDERS: dict[str, Callable[[Node], Built]] = {
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
     "Div": _plain(torch.div),
     "Erf": _plain(torch.erf),
     "Flatten": _flatten,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .components import Component
 
-KINDS = ("dataset", "method", "attack", "metric")
+KINDS = ("dataset", "method", "attack", "metric", "editor")
 _ROOT = __name__.rsplit(".", 2)[0]
 
 

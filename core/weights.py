@@ -28,7 +28,7 @@ from .identity import canonical_json, file_digest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 """Endings that are read with ``torch.load(weights_only=True)``."""
 
 _DIGESTED = {".safetensors", ".json", ".onnx", *PICKLES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +89,8 @@ def series(attack: dict[str, Any]) -> str:
 
 def seconds_learning(run: Run) -> dict[str, tuple[int, float]]:
     """How often each attack learnt something in this run, and the mean seconds."""
-    costs = [cost for path in (run.folder / "costs").glob("*.json") for cost in json.loads(path.read_text())]
-    frame = pd.DataFrame([cost for cost in costs if cost["stage"] == "learn"], columns=["name", "seconds"])
+    learning = [cost for cost in run.store.costs() if cost["stage"] == "learn"]
+    frame = pd.DataFrame(learning, columns=["name", "seconds"])
     return {str(name): (len(part), float(part["seconds"].mean())) for name, part in frame.groupby("name")}
 
 
@@ -220,6 +219,10 @@ def _panel(
             finite = rows[np.isfinite(rows[column].astype(float))]
             style: dict[str, Any] = {"color": colour, "marker": marker_of(run.methods, method), "markersize": 3.4}
             axes.plot(finite["place"], finite[column], dash, **style)
+    if not axes.lines:
+        reason = "other images:\nnot comparable" if line == "psnr" else "not measured"
+        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="#666666")
+        axes.set_yticks([])
     axes.set_xticks(list(ticks.values()), [f"{value:g}" for value in ticks])
     if line != "psnr":
         axes.set_ylim(*((0.35, 1.02) if line == "bit_accuracy" else (-0.03, 1.03)))

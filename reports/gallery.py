@@ -35,7 +35,7 @@ class Exhibit:
     Attributes:
         method: label of the method.
         attack: label of the attack.
-        why: ``clearest`` or ``worst`` cell.
+        why: ``clearest`` or ``worst`` cell, or ``forged``.
         image: id of the image.
         caption: numbers of this image and of its cell.
         pictures: (title, data URI) pairs.
@@ -63,6 +63,15 @@ def choose(summary: pd.DataFrame, method: str) -> list[tuple[str, str]]:
     return [(str(best), "clearest")] + ([(str(worst), "worst")] if worst != best else [])
 
 
+def choose_forgery(summary: pd.DataFrame, method: str) -> list[tuple[str, str]]:
+    """The forgery of a method's mark that is accepted most often: (attack, "forged"), or nothing."""
+    rows = summary[(summary["method"] == method) & (summary["attack_name"] == "forgery")]
+    rows = rows.dropna(subset=["fpr"]) if "fpr" in rows else rows[:0]
+    if rows.empty:
+        return []
+    return [(str(rows.sort_values("fpr", kind="stable").iloc[-1]["attack"]), "forged")]
+
+
 def gallery(run: Run, summary: pd.DataFrame) -> tuple[list[Exhibit], str]:
     """Makes the gallery anew from the run's own recipe.
 
@@ -76,7 +85,7 @@ def gallery(run: Run, summary: pd.DataFrame) -> tuple[list[Exhibit], str]:
     exhibits: list[Exhibit] = []
     problems: list[str] = []
     for m, method in enumerate(run.methods):
-        for attack, why in choose(summary, method):
+        for attack, why in [*choose(summary, method), *choose_forgery(summary, method)]:
             try:
                 exhibits.append(_exhibit(run, plan, m, attack, why))
             except Exception as error:
@@ -86,31 +95,34 @@ def gallery(run: Run, summary: pd.DataFrame) -> tuple[list[Exhibit], str]:
 
 def _exhibit(run: Run, plan: Plan, maker: int, attack: str, why: str) -> Exhibit:
     method = run.methods[maker]
-    sample = run.sample(method, attack, "marked")
+    arm = "unmarked" if why == "forged" else "marked"
+    sample = run.sample(method, attack, arm)
     middle = int(np.argsort(sample.values, kind="stable")[len(sample.values) // 2])
     image = str(sample.images[middle])
     record = next(r for r in plan.records if r.id == image)
     (group,) = plan.dataset.load([record])[0]
     pair = make_pair(plan, plan.methods[maker], group)
     index = next(i for i, a in enumerate(plan.attacks) if a.label == attack)
-    attacked = _attacked(run, plan, index, maker, group, pair)
-    pictures = (
-        ("unmarked", _uri(_array(pair.unmarked))),
-        ("marked", _uri(_array(pair.marked))),
-        (f"difference x {AMPLIFY}", _uri(_difference(pair.unmarked, pair.marked))),
-        (f"after {attack}", _uri(_array(attacked))),
-    )
+    attacked = _attacked(run, plan, index, maker, group, pair, arm)
+    pictures: tuple[tuple[str, str], ...] = (("unmarked", picture_uri(_array(pair.unmarked))),)
+    if why == "forged":
+        change = _difference(pair.unmarked, attacked)
+    else:
+        change = _difference(pair.unmarked, pair.marked)
+        pictures += (("marked", picture_uri(_array(pair.marked))),)
+    pictures += ((f"difference x {AMPLIFY}", picture_uri(change)), (f"after {attack}", picture_uri(_array(attacked))))
     return Exhibit(method, attack, why, image, _caption(sample, middle), pictures)
 
 
-def _attacked(run: Run, plan: Plan, index: int, maker: int, given: Images, pair: Pair) -> Images:
-    """The marked image after an attack, with what the run has learnt where the attack learns."""
+def _attacked(run: Run, plan: Plan, index: int, maker: int, given: Images, pair: Pair, arm: str) -> Images:
+    """An image after an attack, with what the run has learnt where the attack learns."""
     root = Seed.root(plan.benchmark.seed)
+    images = pair.marked if arm == "marked" else pair.unmarked
     if not plan.attacks[index].knowledge:
-        return apply_attack(plan, index, pair.marked, root)
+        return apply_attack(plan, index, images, root)
     adversary = Adversary(plan, run.folder / "learnt")
     seed = attack_seed(plan, index, root)
-    return adversary.attack(index, maker, given, pair, "marked", seed, lambda *_: nullcontext())
+    return adversary.attack(index, maker, given, pair, arm, seed, lambda *_: nullcontext())
 
 
 def _caption(sample: Any, middle: int) -> str:
@@ -130,7 +142,8 @@ def _difference(unmarked: Images, marked: Images) -> np.ndarray:
     return shown
 
 
-def _uri(array: np.ndarray) -> str:
+def picture_uri(array: np.ndarray) -> str:
+    """A picture ``[H, W, 3]`` inside a page, at most 512 pixels a side."""
     picture = Image.fromarray(array)
     if max(picture.size) > 512:
         picture.thumbnail((512, 512))

@@ -29,6 +29,11 @@ def print_summary(run: Run) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    if run.protections:
+        from .protection import print_protection
+
+        print_protection(run)
+        return
     summary = run.summary()
     decided = run.decision()
     # Where nothing is marked, what is flagged is all there is to say.
@@ -54,7 +59,8 @@ def print_summary(run: Run) -> None:
     console = Console()
     if not console.is_terminal:
         # A file or a pipe has no width to fit into: nothing is cut off.
-        console = Console(width=max(len(a) for a in run.attacks) + 4 + 26 * len(run.methods))
+        columns = sum(max(26, len(method) + 3) for method in run.methods)
+        console = Console(width=max(len(a) for a in run.attacks) + 4 + columns)
     console.print(table)
     withdrawn = list(dict.fromkeys(summary.loc[summary["theory_withdrawn"], "method"]))
     if withdrawn:

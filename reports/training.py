@@ -82,7 +82,8 @@ def latent_diffusion(
     Examples:
         waterproof train latent-diffusion --data photos/train
 
-        waterproof run generation --set 'dataset={prompts: {model: trained/latent-diffusion}}'
+        waterproof run generation --dataset '{prompts: {model: trained/latent-diffusion, count: 60}}'
+        --methods '{gaussian-shading: {model: trained/latent-diffusion}}'
     """
     from ..bench.training.make import train_latent_diffusion
     from ..bench.training.recipes import LatentDiffusionRecipe, load_recipe
@@ -90,6 +91,29 @@ def latent_diffusion(
     wanted = load_recipe(LatentDiffusionRecipe, recipe, steps=steps, seed=seed)
     folder = out or Path("trained") / wanted.name
     _say(*train_latent_diffusion(wanted, data, folder, minutes, device), folder)
+
+
+@app.command("pixel-diffusion")
+def pixel_diffusion(
+    data: Data,
+    recipe: Annotated[str, typer.Argument(help="A recipe or a YAML file.")] = "pixel-diffusion",
+    out: Out = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = "auto",
+) -> None:
+    """Train a small unconditional diffusion model of pixels, for the attacks diffpure and gridpure.
+
+    Example:
+        waterproof train pixel-diffusion --data photos/train
+    """
+    from ..bench.training.make import train_pixel_diffusion
+    from ..bench.training.recipes import PixelDiffusionRecipe, load_recipe
+
+    wanted = load_recipe(PixelDiffusionRecipe, recipe, steps=steps, seed=seed)
+    folder = out or Path("trained") / wanted.name
+    _say(*train_pixel_diffusion(wanted, data, folder, minutes, device), folder)
 
 
 @app.command("stable-signature")

@@ -20,6 +20,7 @@ from .figures_strictness import strictness_curves
 from .gallery import gallery
 from .null import NullExhibit, draw_null
 from .page import Picture, file_name, records, render, save_figure
+from .protection import write_protection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,9 @@ def write_report(run: Run, out: Path | None = None, **decision: Any) -> Path:
     """
     folder = Path(out) if out is not None else run.folder / "report"
     run = run.deciding(**decision)
+    if run.protections:
+        with writing(folder):
+            return write_protection(run, folder, **shared_parts(run))
     summary, table = run.summary(), families(run, run.decision())
     with writing(folder):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -91,8 +95,6 @@ def _render(
     strict: list[dict[str, Any]],
     adversary: AdversaryExhibit | None,
 ) -> str:
-    import yaml
-
     exhibits, missing = gallery(run, summary)
     return render(
         "report.html",
@@ -117,14 +119,23 @@ def _render(
         adversary=adversary,
         fprs=run.config["benchmark"].get("fprs", ()),
         published=_reported(run),
-        failures=_failures(run),
-        skipped=_skipped(run),
-        rejected=run.store.index().rejected,
-        references=run.references(),
-        provenance=run.config["provenance"],
         captions={name: _caption(name) for name in pictures},
-        benchmark_yaml=yaml.safe_dump(run.config["benchmark"], sort_keys=False, allow_unicode=True),
+        **shared_parts(run),
     )
+
+
+def shared_parts(run: Run) -> dict[str, Any]:
+    """What every page about a run ends with: what failed, what was left out, how it was made."""
+    import yaml
+
+    return {
+        "failures": _failures(run),
+        "skipped": _skipped(run),
+        "rejected": run.store.index().rejected,
+        "references": run.references(),
+        "provenance": run.config["provenance"],
+        "benchmark_yaml": yaml.safe_dump(run.config["benchmark"], sort_keys=False, allow_unicode=True),
+    }
 
 
 _CAPTIONS = {

@@ -154,6 +154,11 @@ class Protection(Method):
 
     role: ClassVar[str] = "protection"
 
+    @property
+    def largest_change(self) -> float | None:
+        """The most that it promises to change a value, in grey levels of 255; None where it promises nothing so."""
+        return None
+
     @abstractmethod
     def protect(self, images: Images, seed: Seed) -> Images:
         """Protects images."""

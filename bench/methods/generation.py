@@ -68,6 +68,14 @@ class InGeneration(Watermark):
         """SHA-256 of the model: network, autoencoder, text encoder and schedule."""
         return {} if self.unavailable() else {"model": self.diffusion.digest}
 
+    def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
+        """The marked images of :meth:`mark`."""
+        return self.mark(images, keys, seed).marked
+
+    def mark(self, images: Images, keys: torch.Tensor, seed: Seed) -> Pair:
+        """The images of :meth:`remake` with the owner's own model, which nobody attacked."""
+        return self.remake(images, keys, seed, Changed(self.decoder_of, lambda model: model))
+
     def first_noise(self, record: Record, size: tuple[int, int]) -> torch.Tensor:
         """The noise of an image, from its record's seed: ``[1, C, h, w]``.
 
@@ -94,10 +102,6 @@ class InLatent(InGeneration):
         None, doc="side of the square images, pixels, to which they are brought before reading; the model's own", ge=8
     )
 
-    def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
-        """The marked images of :meth:`mark`."""
-        return self.mark(images, keys, seed).marked
-
     @property
     def invents(self) -> bool:
         """Always."""
@@ -112,17 +116,13 @@ class InLatent(InGeneration):
         """The model's own: the mark is not in it."""
         return self.diffusion.autoencoder
 
-    def mark(self, images: Images, keys: torch.Tensor, seed: Seed) -> Pair:
+    @torch.no_grad()
+    def remake(self, images: Images, keys: torch.Tensor, seed: Seed, changed: Changed) -> Pair:
         """Images from the marked and from the plain noise of each record.
 
         Raises:
             ContractError: a record without prompt or seed, or images of another size than is read.
         """
-        return self.remake(images, keys, seed, Changed(self.decoder_of, lambda model: model))
-
-    @torch.no_grad()
-    def remake(self, images: Images, keys: torch.Tensor, seed: Seed, changed: Changed) -> Pair:
-        """The same noise through an attacked model."""
         model, side = changed.diffusion(self.diffusion), self.side
         if images.size != (side, side):
             raise ContractError(

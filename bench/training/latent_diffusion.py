@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from ...core.errors import SpecError
 from ...core.seeds import Seed
 from ...core.words import WordEncoder, describe
+from . import diffusion
 from .autoencoder import norms_in_float32
 from .photographs import centre
 from .trainer import Task
@@ -44,37 +46,27 @@ class LatentDiffusionTask(Task):
         autoencoder: Autoencoder,
         tick: Tick | None = None,
     ) -> None:
-        from diffusers import DDIMScheduler, UNet2DConditionModel
-
         self.recipe: LatentDiffusionRecipe = recipe
         self.photographs = photographs
         self.data = f"{photographs.digest} {autoencoder.digest}"
         self.autoencoder = autoencoder
         self.cells = recipe.size // autoencoder.factor
         sides = {"in_channels": autoencoder.channels, "out_channels": autoencoder.channels, "sample_size": self.cells}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(Seed.root(recipe.seed).child("weights", recipe.kind).integer)
-            try:
-                self.unet: Any = UNet2DConditionModel(**recipe.model, **sides, cross_attention_dim=recipe.width)
-                self.words = WordEncoder(width=recipe.width)
-                self.scheduler: Any = DDIMScheduler(**recipe.schedule)
-            except (TypeError, ValueError, NotImplementedError, ZeroDivisionError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise SpecError(f"{recipe.name}: model or schedule: {reason}") from None
-            self.mean_unet: Any = UNet2DConditionModel(**recipe.model, **sides, cross_attention_dim=recipe.width)
-            self.mean_words = WordEncoder(width=recipe.width)
+
+        def make() -> tuple[Any, WordEncoder]:
+            from diffusers import UNet2DConditionModel
+
+            unet = UNet2DConditionModel(**recipe.model, **sides, cross_attention_dim=recipe.width)
+            return unet, WordEncoder(width=recipe.width)
+
+        (self.unet, self.words), self.scheduler = diffusion.build(recipe, recipe.schedule, make)
         multiple = autoencoder.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if recipe.size % multiple:
             raise SpecError(
                 f"{recipe.name}: size {recipe.size} must be a multiple of {multiple}, which the model halves"
             )
-        if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            kind = self.scheduler.config.prediction_type
-            raise SpecError(f"{recipe.name}: prediction_type is epsilon or v_prediction, not {kind}")
-        self.mean_unet.load_state_dict(self.unet.state_dict())
-        self.mean_words.load_state_dict(self.words.state_dict())
-        self.mean_unet.requires_grad_(False).eval()
-        self.mean_words.requires_grad_(False).eval()
+        self.mean_unet: Any = copy.deepcopy(self.unet).requires_grad_(False).eval()
+        self.mean_words = copy.deepcopy(self.words).requires_grad_(False).eval()
         norms_in_float32(self.unet)
         self.unet.to(memory_format=torch.channels_last)
         self.modules = {
@@ -101,7 +93,7 @@ class LatentDiffusionTask(Task):
         times = torch.randint(self.scheduler.config.num_train_timesteps, (recipe.batch,), generator=generator)
         noise = torch.randn((recipe.batch, *crops[0].shape), generator=generator)
         latents, noise, times = torch.stack(crops).to(device), noise.to(device), times.to(device)
-        target = self._target(latents, noise, times)
+        target = diffusion.target(self.scheduler, latents, noise, times)
         noisy = self.scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             embedded = self.words(torch.stack(tokens).to(device))
@@ -110,17 +102,8 @@ class LatentDiffusionTask(Task):
         return loss, {"loss": loss.item()}
 
     def follow(self, step: int) -> None:
-        """Moves the running mean towards the weights; the first steps weigh more, or the mean would begin at chance."""
-        decay = min(self.recipe.average, (1 + step) / (10 + step))
-        for mean, current in ((self.mean_unet, self.unet), (self.mean_words, self.words)):
-            for a, b in zip(mean.parameters(), current.parameters(), strict=True):
-                a.data.lerp_(b.detach(), 1 - decay)
-
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        if self.scheduler.config.prediction_type == "epsilon":
-            return noise
-        velocity: torch.Tensor = self.scheduler.get_velocity(latents, noise, times)
-        return velocity
+        """Moves the running means towards the weights."""
+        diffusion.follow([(self.mean_unet, self.unet), (self.mean_words, self.words)], self.recipe.average, step)
 
     def _crop(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A square crop of a latent, and the tokens of what is seen there."""
@@ -167,7 +150,7 @@ class LatentDiffusionTask(Task):
                 times = torch.tensor([round(share * steps)])
                 noisy = self.scheduler.add_noise(latent, noise, times)
                 predicted = self.mean_unet(noisy, times, embedded).sample
-                errors.append(functional.mse_loss(predicted, self._target(latent, noise, times)))
+                errors.append(functional.mse_loss(predicted, diffusion.target(self.scheduler, latent, noise, times)))
         return float(torch.stack(errors).mean())
 
 

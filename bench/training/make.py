@@ -10,6 +10,7 @@ import torch
 
 from ...core.progress import progress_bar
 from ...core.seeds import Seed
+from ..keys import key_word
 from ..store import locked, write_text
 from .card import write_card
 from .photographs import Photographs
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .recipes import AutoencoderRecipe, HiddenRecipe, LatentDiffusionRecipe, Recipe, StableSignatureRecipe
+    from .recipes import (
+        AutoencoderRecipe,
+        HiddenRecipe,
+        LatentDiffusionRecipe,
+        PixelDiffusionRecipe,
+        Recipe,
+        StableSignatureRecipe,
+    )
 
 
 def train_autoencoder(
@@ -106,6 +114,29 @@ def train_latent_diffusion(
     return trained, quality
 
 
+def train_pixel_diffusion(
+    recipe: PixelDiffusionRecipe, data: Path, out: Path, minutes: float | None = None, device: str = "auto"
+) -> tuple[Trained, dict[str, float]]:
+    """Trains a diffusion model of pixels and saves its parts as diffusers does; see :func:`.trainer.fit`."""
+    from .pixel_diffusion import PixelDiffusionTask
+
+    device = choose_device(device)
+    photographs = load_photographs(recipe, data)
+    task = PixelDiffusionTask(recipe, photographs)
+    trained = _fit(task, out, minutes, device)
+    task.follow(trained.step)
+    quality = task.judge()
+    task.mean_unet.half().save_pretrained(out / "unet", safe_serialization=True)
+    task.scheduler.save_pretrained(out / "scheduler")
+    index = {"_class_name": "PixelDiffusion", "patch": recipe.patch}
+    write_text(out / "model_index.json", json.dumps(index, indent=2) + "\n")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
+    facts = {"parameters": sum(p.numel() for p in task.parameters()), "stored as": "float16"}
+    write_card(out, recipe, photographs, trained, quality, device, facts)
+    return trained, quality
+
+
 def load_photographs(recipe: Recipe, data: Path) -> Photographs:
     """The recipe's photographs from a folder, with progress."""
     with progress_bar("reading photographs", None, "files") as tick:
@@ -144,8 +175,8 @@ def train_stable_signature(
         SpecError: a key of another length than the extractor's, or twice the same.
         StoreError: ``out`` holds decoders of another recipe, autoencoder, extractor or set of photographs.
     """
+    from ...core.perceptual import load_perceptual
     from ..methods.stable_signature.users import open_autoencoder, open_extractor
-    from .perceptual import load_perceptual
     from .stable_signature import Decoders
 
     device = choose_device(device)
@@ -169,4 +200,4 @@ def train_stable_signature(
 def drawn_keys(count: int, bits: int, seed: int) -> list[str]:
     """Keys of fair bits, each from its own place in the tree of seeds: more of them begin with the same ones."""
     drawn = (Seed.root(seed).child("users", bits, i).numpy().integers(0, 2, bits) for i in range(count))
-    return ["".join("01"[bit] for bit in key) for key in drawn]
+    return [key_word(key) for key in drawn]

@@ -305,6 +305,28 @@ class LatentDiffusionRecipe(Recipe):
     average: float = Field(0.999, ge=0, lt=1)
 
 
+class PixelDiffusionRecipe(Recipe):
+    """A small unconditional diffusion model of pixels.
+
+    Attributes:
+        model: parameters of diffusers' ``UNet2DModel``; channels and sizes are filled in.
+        schedule: parameters of diffusers' ``DDIMScheduler``.
+        patch: side of the blocks of pixels that the network takes as channels.
+        early: share of the training steps whose noise is of the first ``early_steps``; the others' is of any.
+        early_steps: see ``early``.
+        average: decay of the running mean of the weights, which is what is saved.
+    """
+
+    kind: ClassVar[str] = "pixel-diffusion"
+
+    model: dict[str, Any]
+    schedule: dict[str, Any]
+    patch: int = Field(2, ge=1, le=8)
+    early: float = Field(0.5, ge=0, le=1)
+    early_steps: int = Field(300, ge=1)
+    average: float = Field(0.999, ge=0, lt=1)
+
+
 def cosine(step: int, steps: int, warmup: int, high: float, low: float) -> float:
     """Linear warm-up to ``high``, then half a cosine down to ``low``."""
     if step < warmup:

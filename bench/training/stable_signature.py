@@ -20,6 +20,7 @@ from torch.nn import functional
 from ...core.errors import SpecError, StoreError
 from ...core.seeds import Seed
 from ...core.weights import digest_of, load_state, save_state
+from ..keys import key_word
 from ..methods.hidden.augment import augment
 from ..methods.stable_signature.users import Users, overwrite, user_file, write_users
 from ..store import write_text
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...core.autoencoders import Autoencoder
+    from ...core.perceptual import Perceptual
     from ...core.progress import Tick
     from ..methods.stable_signature.extractors import Extractor
-    from .perceptual import Perceptual
     from .photographs import Photographs
     from .recipes import StableSignatureRecipe
 
@@ -71,7 +72,7 @@ class StableSignatureTask(Task):
         self.recipe: StableSignatureRecipe = recipe
         self.photographs = photographs
         self.key = key.float()
-        bits = "".join("01"[int(bit)] for bit in key)
+        bits = key_word(key.tolist())
         self.data = f"{photographs.digest} {autoencoder.digest} {extractor.digest} {distance.digest} {bits}"
         self.original = autoencoder
         self.marked = copy.deepcopy(autoencoder)

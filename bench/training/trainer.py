@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...core.errors import SpecError, StoreError
+from ...core.errors import SpecError, StoreError, first_line
 from ...core.seeds import Seed
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _read(path: Path, device: str) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             stored = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise StoreError(f"{path} is damaged ({reason[:120]}): delete it to begin again") from None
     if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
         raise StoreError(f"{path} is no checkpoint of this version: delete it to begin again")

@@ -177,7 +177,7 @@ def test_lpips_gives_every_image_its_value_whatever_the_padding(
         assert a.max() <= 1
         return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
 
-    monkeypatch.setattr(metrics, "_lpips", lambda _: network)
+    monkeypatch.setattr(metrics, "lpips_network", lambda _: network)
     images = photographs.take([0, 1, 2, 0, 1, 2, 0])
     other = images.with_pixels(255 - images.numpy())
     values = _compare(Lpips(), other, images)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from waterproof.bench.training import latent_diffusion, make
+from waterproof.bench.training import diffusion, latent_diffusion, make
 from waterproof.bench.training.latent_diffusion import LatentDiffusionTask
 from waterproof.bench.training.photographs import Photographs
 from waterproof.bench.training.recipes import LatentDiffusionRecipe, load_recipe
@@ -139,7 +139,7 @@ def test_the_target_is_the_noise_or_the_velocity_of_the_formula(
     times = np.array([100, 900])
     kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[times][:, None, None, None]
     wanted = noise if kind == "epsilon" else np.sqrt(kept) * noise - np.sqrt(1 - kept) * clean
-    found = task._target(torch.from_numpy(clean), torch.from_numpy(noise), torch.from_numpy(times))
+    found = diffusion.target(task.scheduler, torch.from_numpy(clean), torch.from_numpy(noise), torch.from_numpy(times))
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 

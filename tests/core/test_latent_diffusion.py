@@ -16,13 +16,16 @@ from torch import nn
 
 from waterproof.core.autoencoders import load_autoencoder
 from waterproof.core.errors import ImageError, UnavailableError, UserError
-from waterproof.core.latent_diffusion import LatentDiffusion, Sampling, load_latent_diffusion, make_scheduler
+from waterproof.core.latent_diffusion import LatentDiffusion, Sampling, load_latent_diffusion
+from waterproof.core.noise_schedule import make_scheduler
 from waterproof.core.weights import digest_of, load_state, save_state
 from waterproof.core.words import WordEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from waterproof.core.images import Images
 
 AUTOENCODER = {
     "encoder_block_out_channels": (8, 8, 8),
@@ -329,6 +332,147 @@ def test_a_trained_network_leads_its_own_images_back_to_their_noise(shared_data:
         assert float((found.sign() == noise.sign()).float().mean()) > 0.94
 
 
+# Image to image -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize(("strength", "count"), [(0.15, 1), (0.5, 3), (0.7, 4), (0.99, 6), (1.0, 7)])
+def test_an_edit_is_that_of_diffusers_own_pipeline(
+    stable: Path, photographs: Images, strength: float, count: int, guidance: float
+) -> None:
+    import diffusers
+
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(stable, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    image = photographs.take([1]).float()[..., 100:124, 90:130]
+
+    def direct(kind: str) -> Any:
+        return pipeline(
+            "a cat on a mat", image, strength, num_inference_steps=7, guidance_scale=guidance, output_type=kind,
+            generator=torch.Generator().manual_seed(11),
+        ).images  # fmt: skip
+
+    model = load_latent_diffusion(stable)
+    latent, noise = model.autoencoder.encode(image), model.noise(11, (24, 40))
+    edited = model.edit(latent, "a cat on a mat", noise, strength, Sampling(7, guidance))
+    wanted = direct("latent")
+    assert int(7 * strength) == count == pipeline._num_timesteps
+    torch.testing.assert_close(edited, wanted, atol=1e-4, rtol=0)
+    assert float((wanted - latent).abs().mean()) > 0.01
+    images = model.autoencoder.decode(edited).clamp(0, 1)
+    torch.testing.assert_close(images, direct("pt"), atol=1e-4, rtol=0)
+
+
+def test_an_edit_of_no_step_is_the_latent(stable: Path) -> None:
+    # diffusers' pipeline then returns no image at all.
+    model = load_latent_diffusion(stable)
+    latent, noise = model.noise(1), model.noise(2)
+    for strength in (0.0, 0.1, 0.999 / 7):
+        assert torch.equal(model.edit(latent, "a cat", noise, strength, Sampling(7, 7.5)), latent)
+
+
+def test_an_edit_follows_its_prompt_its_noise_and_its_guidance(stable: Path) -> None:
+    model = load_latent_diffusion(stable)
+    latent, noise = model.noise(1), model.noise(2)
+
+    def edited(prompt: str = "cat", noise: torch.Tensor = noise, guidance: float = 4.0) -> torch.Tensor:
+        return model.edit(latent, prompt, noise, 0.5, Sampling(6, guidance))
+
+    first = edited()
+    assert torch.equal(edited(), first)
+    for other in (edited("dog"), edited(noise=model.noise(3)), edited(guidance=2.0), edited(guidance=1.0)):
+        assert not torch.allclose(other, first)
+    torch.testing.assert_close(edited(guidance=0.0), edited("", guidance=1.0))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_denoising_goes_the_steps_of_diffusers_scheduler(kind: str, spacing: str, offset: int, closed: bool) -> None:
+    import diffusers
+
+    def predict(values: Any, time: int) -> Any:
+        return 0.5 * values + 0.3 * values**2 / (1 + values**2) + time / 2000
+
+    settings: dict[str, Any] = {
+        **SCHEDULE, "prediction_type": kind, "timestep_spacing": spacing, "steps_offset": offset,
+        "set_alpha_to_one": closed,
+    }  # fmt: skip
+    model = of_formula(predict, **settings)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, **settings)
+    for steps in (1, 4, 10, 50):
+        scheduler.set_timesteps(steps)
+        assert model.times(steps) == scheduler.timesteps.tolist()
+        for last in {1, (steps + 1) // 2, steps}:
+            times = scheduler.timesteps[-last:]
+            noisy = scheduler.add_noise(model.noise(5), model.noise(6), times[:1])
+            values = noisy
+            for time in times:
+                values = scheduler.step(predict(values, int(time)), time, values).prev_sample
+            torch.testing.assert_close(model.denoise(noisy, times.tolist()), values, atol=1e-5, rtol=1e-5)
+
+
+def test_denoising_is_the_formula_on_any_times() -> None:
+    def predict(values: Any, time: int) -> Any:
+        return 0.5 * values + 0.3 * values**2 / (1 + values**2) + time / 2000
+
+    model, shares = of_formula(predict), kept()
+    unet: Any = model.unet
+    for times in ([60, 40, 20], [999], [0], [700, 650, 321, 5, 0]):
+        noisy = model.noise(7)
+        x = noisy.double().numpy()
+        for time, after in zip(times, [*times[1:], 0], strict=True):
+            said = predict(x, time)
+            image = (x - np.sqrt(1 - shares[time]) * said) / np.sqrt(shares[time])
+            x = np.sqrt(shares[after]) * image + np.sqrt(1 - shares[after]) * said
+        unet.times.clear()
+        torch.testing.assert_close(model.denoise(noisy, times).double(), torch.from_numpy(x), atol=1e-4, rtol=1e-4)
+        assert unet.times == times
+
+
+def test_times_are_those_of_diffusers_scheduler(stable: Path) -> None:
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler.from_pretrained(stable / "scheduler")
+    model = load_latent_diffusion(stable)
+    for steps in (1, 7, 20, 50, 333, 999):
+        scheduler.set_timesteps(steps)
+        assert model.times(steps) == scheduler.timesteps.tolist()
+    assert model.times(50)[-3:] == [41, 21, 1]
+
+
+def test_noise_is_added_as_diffusers_scheduler_adds_it(stable: Path) -> None:
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler.from_pretrained(stable / "scheduler")
+    model = load_latent_diffusion(stable)
+    latent, noise = model.noise(1), model.noise(2)
+    for time in (0, 1, 60, 500, 999):
+        wanted = scheduler.add_noise(latent, noise, torch.tensor([time]))
+        torch.testing.assert_close(model.noised(latent, time, noise), wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_times_and_steps_that_the_model_does_not_know_are_one_line(words: Path) -> None:
+    model = load_latent_diffusion(words)
+    latent = model.noise(0)
+    for time in (-1, 1000, 5000):
+        with pytest.raises(UserError, match=rf"was trained with the time steps 0 to 999, not {time}$") as raised:
+            model.noised(latent, time, latent)
+        assert "\n" not in str(raised.value)
+    for steps in (-1, 0, 1000):
+        asked: list[Callable[[], object]] = [
+            lambda steps=steps: model.times(steps),  # type: ignore[misc]
+            lambda steps=steps: model.sample(latent, "", Sampling(steps)),  # type: ignore[misc]
+            lambda steps=steps: model.invert(latent, steps),  # type: ignore[misc]
+            lambda steps=steps: model.edit(latent, "", latent, 0.5, Sampling(steps)),  # type: ignore[misc]
+        ]
+        for ask in asked:
+            with pytest.raises(UserError, match=rf"1000 time steps: it samples .* fewer, not with {steps}$") as raised:
+                ask()
+            assert "\n" not in str(raised.value)
+
+
 # Seeds and memory ---------------------------------------------------------------------------------------------------
 
 
@@ -493,7 +637,7 @@ def test_weights_that_are_absent_or_do_not_fit_are_one_line(part: str, tmp_path:
     with pytest.raises(UserError, match=rf"1 missing \({re.escape(lost)}\)"):
         load_latent_diffusion(tmp_path)
     path.unlink()
-    with pytest.raises(UnavailableError, match=r"no weights there: put diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(UnavailableError, match=r"not the weights: put diffusion_pytorch_model\.safetensors"):
         load_latent_diffusion(tmp_path)
 
 

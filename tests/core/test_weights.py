@@ -47,7 +47,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".ckpt", ".bin"])
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar"])
 def test_what_was_saved_is_loaded(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"w{ending}"
     if ending == ".safetensors":

@@ -15,6 +15,7 @@ import torch
 from ....core.components import knob, labelled, param
 from ....core.errors import ContractError, UnavailableError, UserError
 from ....core.images import Images
+from ...keys import key_word
 from ..base import Changed, Evidence, Pair
 from ..generation import InGeneration
 from .released import KEY
@@ -107,10 +108,6 @@ class StableSignature(InGeneration):
             found["model"] = self.diffusion.digest
         return {**found, **{f"decoder of {key}": digest for key, digest in zip(users.keys, users.digests, strict=True)}}
 
-    def embed(self, images: Images, keys: torch.Tensor, seed: Seed) -> Images:
-        """Reconstructions by the marked decoders."""
-        return self.mark(images, keys, seed).marked
-
     @property
     def invents(self) -> bool:
         """In mode ``generate``."""
@@ -125,19 +122,15 @@ class StableSignature(InGeneration):
         """The decoder of the user of ``key``, or the original one."""
         return self._makers.autoencoder if key is None else self._makers.marked(key)
 
-    def mark(self, images: Images, keys: torch.Tensor, seed: Seed) -> Pair:
+    @torch.no_grad()
+    def remake(self, images: Images, keys: torch.Tensor, seed: Seed, changed: Changed) -> Pair:
         """Each image's latent through the decoder of its key, and through the original one.
 
         Raises:
             ContractError: nobody has such a key, or a record has no prompt or seed in mode ``generate``.
         """
-        return self.remake(images, keys, seed, Changed(self.decoder_of, lambda model: model))
-
-    @torch.no_grad()
-    def remake(self, images: Images, keys: torch.Tensor, seed: Seed, changed: Changed) -> Pair:
-        """The same latents, or those of an attacked diffusion model, through attacked decoders."""
         makers = self._makers
-        words = ["".join("01"[int(bit)] for bit in key) for key in keys.tolist()]
+        words = [key_word(key) for key in keys.tolist()]
         strangers = sorted(set(words) - set(makers.users.keys))
         if strangers:
             raise ContractError(f"{self.label}: no decoder writes the key {strangers[0]}")

@@ -15,7 +15,9 @@ from scipy import fft
 from scipy.special import softmax
 
 from waterproof.bench.metrics import Lpips
-from waterproof.bench.training.perceptual import (
+from waterproof.core import perceptual
+from waterproof.core.errors import ImageError, SpecError, UnavailableError
+from waterproof.core.perceptual import (
     PERCEPTUALS,
     LearnedPatchSimilarity,
     Perceptual,
@@ -24,7 +26,6 @@ from waterproof.bench.training.perceptual import (
     draw_offset,
     load_perceptual,
 )
-from waterproof.core.errors import ImageError, SpecError, UnavailableError
 from waterproof.core.weights import load_state
 
 if TYPE_CHECKING:
@@ -468,7 +469,7 @@ def test_lpips_gives_the_metrics_values_with_a_gradient(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save(squeezenet1_1().state_dict(), checkpoints / "squeezenet1_1-b8a52dc0.pth")
-    monkeypatch.setattr(Lpips, "unavailable", lambda _: None)
+    monkeypatch.setattr(perceptual, "lpips_unavailable", lambda _: None)
     distance: Any = LearnedPatchSimilarity("squeeze").train()
     originals = photographs.take([0, 1])
     coded = originals.with_pixels((_jpeg(originals.float(), 20) * 255).byte().permute(0, 2, 3, 1).numpy())

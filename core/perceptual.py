@@ -1,4 +1,4 @@
-"""Perceptual distances that a training can descend: LPIPS, the learned Watson distances, Watson's own model, MSE.
+"""Perceptual distances that can be descended: LPIPS, the learned Watson distances, Watson's own model, MSE.
 
 Each is one number for an image and its reference, 0 where they are equal, and does not depend on what else is in the
 batch. All are smooth: where the published formulas have an infinite slope or none (equal images, an empty coefficient)
@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ...core.errors import ImageError, SpecError, UnavailableError, nearest
-from ...core.weights import find, load_state
-from ..metrics import Lpips
+from .errors import ImageError, SpecError, UnavailableError, nearest
+from .lpips_weights import lpips_digests, lpips_network, lpips_unavailable
+from .weights import find, load_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,27 +119,15 @@ class LearnedPatchSimilarity(Perceptual):
 
     def __init__(self, backbone: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         name = "lpips" if backbone == "alex" else f"lpips-{backbone}"
-        metric = Lpips(backbone=backbone)
-        reason = metric.unavailable()
+        reason = lpips_unavailable(backbone)
         if reason:
             raise UnavailableError(f"{name} {reason}")
-        super().__init__(name, metric.digests()["backbone"])
-        self.network = _lpips_network(backbone)
+        super().__init__(name, lpips_digests(backbone)["backbone"])
+        self.network = lpips_network(backbone)
 
     def _distance(self, images: torch.Tensor, reference: torch.Tensor, offset: tuple[int, int]) -> torch.Tensor:
         values: torch.Tensor = self.network(images * 2 - 1, reference * 2 - 1)
         return values.flatten()
-
-
-def _lpips_network(backbone: str) -> nn.Module:
-    import warnings
-
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network: nn.Module = lpips.LPIPS(net=backbone, verbose=False)
-    return network.eval().requires_grad_(False)
 
 
 def _power(values: torch.Tensor, exponent: float | torch.Tensor, floor: float) -> torch.Tensor:
@@ -395,6 +384,9 @@ _RELEASED: dict[str, tuple[type[_LearnedWatson], str, str]] = {
 }
 """Class, file and SHA-256 of the weights at github.com/SteffenCzolbe/PerceptualSimilarity, src/loss/weights."""
 
+_JPEG_50 = 2.8
+"""Mean watson-1993 distance of photographs at 256 pixels from their JPEG of quality 50 (4:2:0)."""
+
 PERCEPTUALS = ("lpips", "lpips-vgg", "lpips-squeeze", "watson-dft", "watson-dct", "watson-1993", "mse")
 """The names that :func:`load_perceptual` takes."""
 
@@ -423,6 +415,18 @@ def load_perceptual(name: str, folder: Path | None = None, *, beta: float | None
     if name in _RELEASED:
         return _released(name, folder)
     return LearnedPatchSimilarity(cast("Any", name.partition("-")[2] or "alex"))
+
+
+@lru_cache(maxsize=3)
+def scaled_perceptual(name: str) -> tuple[Perceptual, float]:
+    """A distance, and what of it stands where LPIPS with VGG's weights has 1: for objectives with published weights.
+
+    ``watson-1993`` is scaled so that JPEG 50 is at .1, the published limit of IMPRESS; LPIPS is what it is.
+
+    Raises:
+        UnavailableError: its weights are not here.
+    """
+    return load_perceptual(name), _JPEG_50 / 0.1 if name == "watson-1993" else 1.0
 
 
 def _released(name: str, folder: Path | None) -> Perceptual:
