@@ -158,7 +158,7 @@ def _attribute(finished: Any) -> None:
 
 @app.command(name="list")
 def list_command(
-    kind: Annotated[str | None, typer.Argument(help="methods, attacks, datasets, metrics or presets.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="methods, attacks, datasets, metrics, editors or presets.")] = None,
 ) -> None:
     """List everything that has a name. Imports no component.
 
@@ -175,7 +175,7 @@ def list_command(
         if kind in (None, one, f"{one}s"):
             typer.secho(f"{one}s", bold=True)
             for entry in (e for (k, _), e in entries().items() if k == one):
-                typer.echo(f"  {entry.name:<21}{entry.family:<25}{entry.summary}")
+                typer.echo(f"  {entry.name:<24}{entry.family:<25}{entry.summary}")
     if kind in (None, "preset", "presets"):
         from importlib import resources
 

@@ -153,6 +153,7 @@ class InversionRegeneration(HoldsDiffusion, Attack):
 
         def again(latent: torch.Tensor) -> torch.Tensor:
             effort.count(evaluations=2 * self.steps)
-            return model.sample(model.invert(latent, self.steps, solver=self.solver), "", sampling)
+            noise = model.invert(latent, self.steps, solver=self.solver, remember=False)
+            return model.sample(noise, "", sampling, remember=False)
 
         return one_by_one(images, lambda image, _: through_latent(model.autoencoder, image, model.multiple, again))

@@ -11,8 +11,7 @@ from ..core.holding import HoldsAutoencoder
 from .metrics import Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from ..core.autoencoders import Autoencoder
     from ..core.images import Images
 
 
@@ -25,11 +24,14 @@ class LatentDistance(HoldsAutoencoder, Metric):
     name: ClassVar[str] = "latent-distance"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
 
+    def prepare(self, reference: Images) -> Any:
+        """The reference's latents."""
+        return _latents(reference, self.network)
+
     def compare(self, images: Images, prepared: Any) -> np.ndarray:
         """|E(x) - E(reference)| / |E(reference)| for each image."""
-        network = self.network
-        found, wanted = (_latents(images, network.encode, network.pad), _latents(prepared, network.encode, network.pad))
-        return np.array([float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)])
+        pairs = zip(_latents(images, self.network), prepared, strict=True)
+        return np.array([float((a - b).norm() / b.norm()) for a, b in pairs])
 
 
 class ReconstructionError(HoldsAutoencoder, Metric):
@@ -47,7 +49,7 @@ class ReconstructionError(HoldsAutoencoder, Metric):
         network = self.network
         with torch.no_grad():
             values = [images.take([i]).float() for i in range(len(images))]
-            errors = [(2 * (x - network.reconstruct(x).clamp(0, 1))).square().mean() for x in values]
+            errors = [(2 * (x - network.reconstruct(x))).square().mean() for x in values]
         return np.array([float(error) for error in errors])
 
 
@@ -66,9 +68,5 @@ class LargestChange(Metric):
 
 
 @torch.no_grad()
-def _latents(
-    images: Images,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    pad: Callable[[torch.Tensor], tuple[torch.Tensor, tuple[int, int]]],
-) -> list[torch.Tensor]:
-    return [encode(pad(images.take([i]).float())[0]) for i in range(len(images))]
+def _latents(images: Images, network: Autoencoder) -> list[torch.Tensor]:
+    return [network.encode(network.pad(images.take([i]).float())[0]) for i in range(len(images))]

@@ -235,6 +235,13 @@ def load_autoencoder(
         raise UnavailableError(f"device '{device}' cannot be used here: {first_line(error)}") from None
 
 
+def load_from(source: str) -> Autoencoder:
+    """``shipped``, a folder (whatever its name), or ``owner/name@revision``; see :func:`load_autoencoder`."""
+    name, at, revision = source.partition("@")
+    hub = at and not Path(source).expanduser().is_dir()
+    return load_autoencoder(name, revision) if hub else load_autoencoder(source)
+
+
 def _folder(source: str | Path, revision: str | None) -> Path:
     """The folder that holds the files themselves."""
     path = _SHIPPED if source == "shipped" else Path(source).expanduser()

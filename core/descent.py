@@ -73,7 +73,7 @@ def signed_descent(
         budget: largest change of a value, in the unit of the images (0 to 1).
         step: the first step.
         steps: how many.
-        last_step: the last step as a share of the first; in between it falls linearly.
+        last_step: what the step falls to, linearly, as a share of the first; the step after the last would be that.
         what: for messages.
 
     Raises:
@@ -83,7 +83,7 @@ def signed_descent(
     values = torch.minimum(torch.maximum(start, low), high)
     for number in range(steps):
         gradient = _gradient(values, objective, records, number, steps, what)
-        share = 1 - (1 - last_step) * number / max(1, steps - 1)
+        share = 1 - (1 - last_step) * number / steps
         values = torch.minimum(torch.maximum(values - step * share * gradient.sign(), low), high)
     return values
 
@@ -168,6 +168,8 @@ def _gradient_and_value(
                 f"{what}: at step {step + 1} of {steps} the objective of image {record.id} or its gradient is not a "
                 "finite number: try a smaller step or learning rate"
             )
-        effort.objective(record.id, step, steps, float(found[i]))
+        # An image that fills a batch up stands in it more than once.
+        if record not in records[:i]:
+            effort.objective(record.id, step, steps, float(found[i]))
     effort.note(f"{what}: step {step + 1} of {steps}, {records[0].id}")
     return gradient, found

@@ -10,7 +10,7 @@ import torch
 
 from . import effort
 from .components import Component, knob
-from .errors import UserError
+from .errors import UnavailableError, UserError
 from .images import Images
 
 if TYPE_CHECKING:
@@ -128,13 +128,16 @@ def open_autoencoder(source: str) -> Autoencoder:
     from .weights import digest_of
 
     path = Path(source).expanduser()
-    return _loaded(source, digest_of(path) if path.is_dir() else "")
+    try:
+        content = digest_of(path) if path.is_dir() else ""
+    except UnavailableError:
+        content = ""  # an empty folder: what loads says better what belongs there
+    return _loaded(source, content)
 
 
 @lru_cache(maxsize=4)
 def _loaded(source: str, _content: str) -> Autoencoder:
     """The folder's content is part of the key: one that was trained anew is loaded anew."""
-    from .autoencoders import load_autoencoder
+    from .autoencoders import load_from
 
-    name, at, revision = source.partition("@")
-    return load_autoencoder(name, revision) if at else load_autoencoder(source)
+    return load_from(source)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from .errors import ImageError, UnavailableError, UserError, first_line
 from .identity import content_digest
 from .model_folders import WEIGHTS, find_folder, load_network, read_json
 from .noise_schedule import Solver as Solver
-from .noise_schedule import estimates, make_scheduler
+from .noise_schedule import estimates, make_scheduler, set_times
 from .weights import digest_of, load_module
 
 if TYPE_CHECKING:
@@ -148,13 +148,14 @@ class LatentDiffusion:
             )
 
     @torch.no_grad()
-    def sample(self, noise: torch.Tensor, prompt: str, sampling: Sampling) -> torch.Tensor:
+    def sample(self, noise: torch.Tensor, prompt: str, sampling: Sampling, remember: bool = True) -> torch.Tensor:
         """The latent of an image.
 
         Args:
             noise: ``[1, channels, h, w]``.
             prompt: the caption; empty for none.
             sampling: steps, guidance, solver.
+            remember: whether anybody will ask for the same again.
 
         Returns:
             ``[1, channels, h, w]``, as the autoencoder decodes it.
@@ -163,11 +164,17 @@ class LatentDiffusion:
             UserError: a prompt that the model cannot take.
         """
         run = partial(self._run, noise, prompt, sampling.steps, sampling.guidance, sampling.solver, inverse=False)
-        return self._remembered(_key(noise, prompt, sampling), run)
+        return self._remembered(_key(noise, prompt, sampling), run) if remember else run()
 
     @torch.no_grad()
     def invert(
-        self, latent: torch.Tensor, steps: int = 10, prompt: str = "", guidance: float = 1.0, solver: Solver = "ddim"
+        self,
+        latent: torch.Tensor,
+        steps: int = 10,
+        prompt: str = "",
+        guidance: float = 1.0,
+        solver: Solver = "ddim",
+        remember: bool = True,
     ) -> torch.Tensor:
         """The noise that ``latent`` was made from, by the same equation run backwards.
 
@@ -179,11 +186,14 @@ class LatentDiffusion:
             prompt: the caption.
             guidance: classifier-free guidance; 1 for none.
             solver: of the equation.
+            remember: whether anybody will ask for the same again.
 
         Returns:
             ``[1, channels, h, w]``; about standard normal for an image that the model made.
         """
         run = partial(self._run, latent, prompt, steps, guidance, solver, inverse=True)
+        if not remember:
+            return run()
         return self._remembered(_key(latent, prompt, ("inverse", steps, guidance, solver)), run)
 
     def times(self, steps: int) -> list[int]:
@@ -194,7 +204,7 @@ class LatentDiffusion:
         """
         scheduler = self.scheduler()
         self._check_steps(scheduler, steps)
-        scheduler.set_timesteps(steps)
+        set_times(scheduler, steps)
         return [int(time) for time in scheduler.timesteps]
 
     def noised(self, latent: torch.Tensor, time: int, noise: torch.Tensor) -> torch.Tensor:
@@ -204,8 +214,12 @@ class LatentDiffusion:
             latent: ``[1, channels, h, w]``.
             time: from 0 to the last step of the training.
             noise: of the same shape, standard normal.
+
+        Raises:
+            UserError: another time.
         """
-        alpha = self._alpha(time)
+        self._check_times([time])
+        alpha: torch.Tensor = self.scheduler().alphas_cumprod[time]
         return alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
 
     @torch.no_grad()
@@ -222,7 +236,11 @@ class LatentDiffusion:
 
         Returns:
             ``[1, channels, h, w]``, as the autoencoder decodes it.
+
+        Raises:
+            UserError: no times, times that the model does not know or that do not fall, a prompt that it cannot take.
         """
+        self._check_times(times)
         embedded = self.conditioner.embed(["", prompt] if guidance != 1 else [prompt])
         scheduler = self.scheduler()
         kind, values = scheduler.config.prediction_type, noisy
@@ -246,18 +264,25 @@ class LatentDiffusion:
             noise: of the same shape, standard normal.
             strength: 0 (the latent itself) to 1.
             sampling: steps and guidance; the solver is DDIM.
+
+        Raises:
+            UserError: a strength that is no share, steps or a prompt that the model cannot take.
         """
+        if not 0 <= strength <= 1:
+            raise UserError(f"the strength of an edit is a share of the steps, 0 to 1, not {strength}")
         times = self.times(sampling.steps)
         times = times[len(times) - int(sampling.steps * strength) :]
         if not times:
             return latent
         return self.denoise(self.noised(latent, times[0], noise), times, prompt, sampling.guidance)
 
-    def _alpha(self, time: int) -> torch.Tensor:
-        alphas: torch.Tensor = self.scheduler().alphas_cumprod
-        if not 0 <= time < len(alphas):
-            raise UserError(f"{self.name} was trained with the time steps 0 to {len(alphas) - 1}, not {time}")
-        return alphas[time]
+    def _check_times(self, times: Sequence[int]) -> None:
+        last = self.scheduler().config.num_train_timesteps - 1
+        for time in times:
+            if not 0 <= time <= last:
+                raise UserError(f"{self.name} was trained with the time steps 0 to {last}, not {time}")
+        if not times or any(later >= time for time, later in pairwise(times)):
+            raise UserError(f"times to denoise at are one or more and fall: not {list(times)}")
 
     def _remembered(self, key: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         if key not in self._latents:
@@ -275,10 +300,7 @@ class LatentDiffusion:
         embedded = self.conditioner.embed(["", prompt] if guided else [prompt])
         scheduler = self.scheduler(solver, inverse)
         self._check_steps(scheduler, steps)
-        with warnings.catch_warnings():
-            # diffusers turns tensors into arrays in a way that NumPy 2 calls old.
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            scheduler.set_timesteps(steps)
+        set_times(scheduler, steps)
         values = start * (1.0 if inverse else scheduler.init_noise_sigma)
         for time in scheduler.timesteps:
             predicted = self._predict(scheduler.scale_model_input(values, time), time, embedded, guidance)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
 Solver = Literal["ddim", "dpm-solver"]
 """``ddim``: Song et al. 2021, eta 0. ``dpm-solver``: DPM-Solver++ (2M), Lu et al. 2022."""
@@ -45,6 +46,30 @@ def make_scheduler(schedule: Mapping[str, Any], solver: Solver, inverse: bool = 
 
 KINDS = ("epsilon", "v_prediction", "sample")
 """What networks are trained to predict."""
+
+
+def set_times(scheduler: Any, steps: int) -> None:
+    """Sets the times of so many evaluations, none of them below 0.
+
+    Where times are counted from the end ("trailing"), diffusers counts in floating point and adds a time -1 for 62 of
+    the numbers from 1 to 999, 61 the smallest: the noisiest of all, as Python counts.
+
+    Args:
+        scheduler: of :func:`make_scheduler`.
+        steps: evaluations of the network.
+    """
+    with warnings.catch_warnings():
+        # diffusers turns tensors into arrays in a way that NumPy 2 calls old.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler.set_timesteps(steps)
+    kept = scheduler.timesteps >= 0
+    if bool(kept.all()):
+        return
+    scheduler.timesteps = scheduler.timesteps[kept]
+    scheduler.num_inference_steps = len(scheduler.timesteps)
+    if hasattr(scheduler, "sigmas"):
+        # One for each time, and the one where the last step ends.
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][kept], scheduler.sigmas[-1:]])
 
 
 def estimates(kind: str, noisy: torch.Tensor, predicted: torch.Tensor, alpha: torch.Tensor) -> tuple[Any, Any]:

@@ -85,6 +85,14 @@ def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pipeline(stable: Path) -> Any:
+    """The same as diffusers loads it."""
+    import diffusers
+
+    return diffusers.StableDiffusionPipeline.from_pretrained(stable, local_files_only=True)
+
+
+@pytest.fixture(scope="module")
 def small(photographs: Images) -> Images:
     """Three pieces of photographs, 50 x 70: no side is a multiple of what any network here needs."""
     return photographs.with_pixels(photographs.numpy()[:, 100:150, 90:160].copy())
@@ -216,11 +224,10 @@ def test_the_published_times_are_the_last_of_diffusers_fifty() -> None:
 
 
 @torch.no_grad()
-def regenerated_by_hand(folder: Path, images: Images, time: int, published: bool, passes: int = 1) -> np.ndarray:
+def regenerated_by_hand(pipeline: Any, images: Images, time: int, published: bool, passes: int) -> np.ndarray:
     """The released loop with the parts of diffusers and transformers, guided by 7.5 between two empty prompts."""
     import diffusers
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     tokens = pipeline.tokenizer([""], padding="max_length", max_length=8, return_tensors="pt").input_ids
     text = torch.cat([pipeline.text_encoder(tokens)[0]] * 2)
     scheduler = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1 if published else 0)
@@ -250,10 +257,10 @@ def regenerated_by_hand(folder: Path, images: Images, time: int, published: bool
     [(60, False, 1), (60, True, 1), (200, False, 1), (200, True, 1), (50, False, 1), (50, True, 1), (60, False, 3)],
 )
 def test_regeneration_is_the_loop_with_diffusers_parts(
-    stable: Path, small: Images, time: int, published: bool, passes: int
+    stable: Path, pipeline: Any, small: Images, time: int, published: bool, passes: int
 ) -> None:
     attack = DiffusionRegeneration(time=time, published=published, passes=passes, model=str(stable))
-    wanted = regenerated_by_hand(stable, small, time, published, passes)
+    wanted = regenerated_by_hand(pipeline, small, time, published, passes)
     found = attack.apply(small, SEED).numpy()
     assert float(np.abs(found - wanted).max()) < 0.55
     # What is compared depends on the steps: the other variant is another image.
@@ -299,7 +306,7 @@ def test_each_pass_draws_a_noise_of_its_own_and_the_first_stays(
 
 
 def test_more_noise_harms_more_and_to_begin_below_the_noise_leaves_noise(square: Images) -> None:
-    strengths = DiffusionRegeneration.strengths
+    strengths = DiffusionRegeneration.strengths[::2]
     errors, published = (
         [error(DiffusionRegeneration(time=time, published=variant), square) for time in strengths]
         for variant in (False, True)
@@ -329,10 +336,11 @@ def test_rinsing_is_regeneration_several_times_over(stable: Path, small: Images)
 
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 5])
-def test_inversion_is_the_way_there_and_back_with_diffusers_schedulers(stable: Path, small: Images, steps: int) -> None:
+def test_inversion_is_the_way_there_and_back_with_diffusers_schedulers(
+    stable: Path, pipeline: Any, small: Images, steps: int
+) -> None:
     import diffusers
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(stable, local_files_only=True)
     tokens = pipeline.tokenizer([""], padding="max_length", max_length=8, return_tensors="pt").input_ids
     text = pipeline.text_encoder(tokens)[0]
     found = InversionRegeneration(steps=steps, model=str(stable)).apply(small, SEED).numpy()
@@ -362,6 +370,13 @@ def test_nothing_is_drawn_in_an_inversion(stable: Path, small: Images, solver: A
     np.testing.assert_array_equal(attack.apply(small.take([2, 0]), SEED).numpy(), together[[2, 0]])
     twins = Images(small.pixels[[0, 0]], (Record("one"), Record("other")))
     np.testing.assert_array_equal(attack.apply(twins, SEED).numpy(), together[[0, 0]])
+
+
+def test_an_inversion_of_any_number_of_steps_returns(square: Images) -> None:
+    # diffusers' trailing times of 61 steps end below 0.
+    one = square.take([0])
+    around = [error(InversionRegeneration(steps=steps), one) for steps in (59, 61)]
+    assert around[1] < 1.2 * around[0]
 
 
 @pytest.mark.parametrize(("solver", "limit"), [("ddim", 5.0), ("dpm-solver", 1.2)])
@@ -454,6 +469,7 @@ def test_every_evaluation_of_a_network_is_counted(
     attack = cls(**settings, **place)
     with measured() as spent:
         attack.apply(small, SEED)
+    assert not load_latent_diffusion(stable)._latents
     assert (calls.unet, calls.encoder, calls.decoder) == (3 * unet, 3 * round_trips, 3 * round_trips)
     assert spent.evaluations == calls.unet + calls.encoder + calls.decoder
     assert spent.backwards == 0

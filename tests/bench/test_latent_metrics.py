@@ -88,14 +88,12 @@ def test_an_image_is_at_no_distance_from_itself(folder: Path, pair: tuple[Images
     assert measured(metric, pair[1], pair[1]).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_reconstruction_error_is_that_of_the_shown_reconstruction(
-    folder: Path, network: Any, pair: tuple[Images, Images]
-) -> None:
+def test_reconstruction_error_is_what_impress_lowers(folder: Path, network: Any, pair: tuple[Images, Images]) -> None:
     images, reference = pair
     found = measured(ReconstructionError(autoencoder=str(folder)), images, reference)
     height, width = images.size
     for value, image in zip(found, images.numpy(), strict=True):
-        again = network(extended(image)).sample.clamp(-1, 1)[0, :, :height, :width].permute(1, 2, 0).double().numpy()
+        again = network(extended(image)).sample[0, :, :height, :width].permute(1, 2, 0).double().numpy()
         assert value == pytest.approx(((again - (image / 127.5 - 1)) ** 2).mean(), rel=1e-5)
     swapped = measured(ReconstructionError(autoencoder=str(folder)), images, images)
     np.testing.assert_array_equal(found, swapped)

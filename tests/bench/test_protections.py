@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SEED = Seed.root(3)
 SIZE = (24, 32)
+SCALING = 0.25
 TINY = {
     **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8, 8)),
     **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1, 1)),
@@ -46,6 +47,7 @@ KL = {
     "norm_num_groups": 4,
     "latent_channels": 4,
     "scaling_factor": 0.5,
+    "shift_factor": 0.2,
 }
 
 
@@ -84,7 +86,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         ).save_pretrained(folder / "unet")  # fmt: skip
-        randomised(diffusers.AutoencoderTiny(**TINY)).save_pretrained(folder / "vae")
+        # Weights as drawn: gradients are then small enough to show Adam's epsilon.
+        diffusers.AutoencoderTiny(**TINY, scaling_factor=SCALING).save_pretrained(folder / "vae")
         words = WordEncoder(width=16)
     save_state(words.state_dict(), folder / "text_encoder" / "diffusion_pytorch_model.safetensors")
     (folder / "text_encoder" / "config.json").write_text(json.dumps(words.config), encoding="utf-8")
@@ -135,19 +138,18 @@ def network_of(folder: Path) -> Any:
 
 
 def encoded(folder: Path, x: torch.Tensor, multiple: int = 4) -> torch.Tensor:
-    """Latents of images in -1 to 1 by diffusers' own network; sides are extended by their last row and column."""
+    """What diffusers' own encoder gives for images in -1 to 1, unscaled; sides repeat their last row and column."""
     height, width = x.shape[2:]
     rows, columns = (torch.arange(-(-side // multiple) * multiple).clamp(max=side - 1) for side in (height, width))
     found = network_of(folder).encode(x[:, :, rows][..., columns])
     if hasattr(found, "latents"):
         return torch.as_tensor(found.latents)
-    return torch.as_tensor(found.latent_dist.mode() * KL["scaling_factor"])
+    return torch.as_tensor(found.latent_dist.mode())
 
 
 def decoded(folder: Path, z: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Images in -1 to 1 of these latents."""
-    scaling = 1 if "tiny" in folder.name or folder.name == "vae" else KL["scaling_factor"]
-    return torch.as_tensor(network_of(folder).decode(z / scaling).sample[..., : size[0], : size[1]])
+    return torch.as_tensor(network_of(folder).decode(z).sample[..., : size[0], : size[1]])
 
 
 def psnr(one: Images, other: Images) -> np.ndarray:
@@ -186,9 +188,9 @@ def by_hand(folder: Path, image: np.ndarray, drawn: np.ndarray, wanted: torch.Te
             loss = loss + attack.adaptive * (decoded(folder, z, image.shape[:2]) - leaf).square().mean()
         gradient = torch.autograd.grad(loss, leaf)[0][0].permute(1, 2, 0).numpy()
         size = attack.step
-        if isinstance(attack, PhotoGuard) and attack.steps > 1:
-            # From the step to one hundredth of it.
-            size = np.linspace(attack.step, attack.step / 100, attack.steps)[number]
+        if isinstance(attack, PhotoGuard):
+            # Towards one hundredth, as the release does it.
+            size = attack.step - (attack.step - attack.step / 100) / attack.steps * number
         x = np.clip(x - size * np.sign(gradient), low, high)
     return np.asarray(x)
 
@@ -358,7 +360,7 @@ def test_an_adaptive_protection_leaves_less_for_a_purifier_to_lower(pieces: Imag
 def test_the_texture_is_a_pure_function_of_the_place() -> None:
     large = texture(64, 80)
     assert (large.shape, large.dtype) == ((64, 80, 3), np.float32)
-    assert 0 <= large.min() < large.max() <= 1
+    assert set(np.unique(large)) == {0.0, 1.0}
     np.testing.assert_array_equal(texture(64, 80), large)
     np.testing.assert_array_equal(texture(20, 33), large[:20, :33])
     assert texture(1, 1).shape == (1, 1, 3)
@@ -383,10 +385,10 @@ def styled(folder: Path, attack: Cloak, image: torch.Tensor, draw: torch.Generat
     """Latent of the image (0 to 1, sides of 16) in another style, by the model's image-to-image."""
     diffusion, vae = load_latent_diffusion(folder), folder / "vae"
     with torch.no_grad():
-        latent = encoded(vae, 2 * image - 1)
+        latent = SCALING * encoded(vae, 2 * image - 1)
         noise = torch.randn(latent.shape[1:], generator=draw)[None]
         changed = diffusion.edit(latent, attack.prompt, noise, attack.strength, Sampling(5, attack.guidance))
-        return encoded(vae, network_of(vae).decode(changed).sample.clamp(-1, 1))
+        return encoded(vae, network_of(vae).decode(changed / SCALING).sample.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -455,6 +457,20 @@ def test_a_cloak_of_any_size_does_not_depend_on_the_batch(
             assert torch.equal(attack.protect(images.take(order), SEED).pixels, together.pixels[order]), (batch, order)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert attack.protect(images.take([]), SEED).records == ()
+
+
+def test_the_work_of_a_cloak_is_counted(model: Path, photographs: Images) -> None:
+    images = photographs.with_pixels(photographs.numpy()[:, :16, :16].copy())
+    with effort.measured() as spent:
+        cloak(model, steps=4, strength=0.6).protect(images, SEED)
+    # Encoder, decoder, encoder; three steps of the diffusion model with guidance; then the encoder for each step.
+    assert (spent.evaluations, spent.backwards) == (3 * (3 + 2 * 3 + 4), 3 * 4)
+
+
+def test_a_batch_that_is_filled_up_has_every_objective_once(folders: dict[str, Path], small: Images) -> None:
+    with effort.measured() as spent:
+        PhotoGuard(autoencoder=str(folders["tiny"]), steps=4, batch=2).protect(small, SEED)
+    assert [[step for step, _ in curve] for curve in spent.objectives.values()] == [[0, 1, 2, 3]] * 3
 
 
 def test_a_cloak_needs_its_model_and_its_distance(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,6 +565,7 @@ def test_a_signed_protection_spends_what_its_null_does(pieces: Images) -> None:
         (Mist, {"steps": 0}, "mist: steps: input should be greater than or equal to 1"),
         (Mist, {"target": "zero"}, "unknown parameter 'target'"),
         (Cloak, {"strength": 0}, "cloak: strength: input should be greater than 0"),
+        (Cloak, {"sampling_steps": 2}, "strength 0.4 of 2 sampling_steps is less than one step"),
         (NullProtection, {"noise": "normal"}, "noise"),
     ],
 )

@@ -42,7 +42,7 @@ def test_signed_steps_are_those_of_a_loop_in_numpy_and_stay_in_the_budget() -> N
     low, high = np.maximum(around - 0.05, 0), np.minimum(around + 0.05, 1)
     x = np.clip(x, low, high)
     for number in range(7):
-        size = 0.02 * (1 - 0.99 * number / 6)
+        size = 0.02 * (1 - 0.99 * number / 7)
         x = np.clip(x - size * np.sign(slope(x)), low, high)
     np.testing.assert_allclose(found.numpy(), x, atol=1e-6)
     assert float((found - clean).abs().max()) <= 0.05 + 1e-6

@@ -125,13 +125,18 @@ def test_a_hub_id_is_asked_for_with_its_revision(monkeypatch: pytest.MonkeyPatch
     assert asked == [("an-owner/of-one", REVISION)]
 
 
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "me@home" / "coder")
+    assert open_autoencoder(str(folder)).digest == load_autoencoder(folder).digest
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         ("absent/on/this/disk", "there is no such folder"),
         ("owner/name", "needs its revision pinned to a commit of 40 hexadecimal digits"),
         ("owner/name@main", "40 hexadecimal digits.* not 'main'"),
-        (".", "holds no weights|no autoencoder there|no latent diffusion model there"),
+        (".", "no autoencoder there: put in|no latent diffusion model there"),
     ],
 )
 def test_what_is_not_here_is_one_line_and_has_no_digests(

@@ -29,8 +29,16 @@ class EncoderProtection(HoldsAutoencoder, Protection):
 
 
 def latents(network: Autoencoder, values: torch.Tensor) -> torch.Tensor:
-    """Latents of images of any size, extended to a multiple of the factor."""
-    return network.encode(network.pad(values)[0])
+    """Latents of images of any size, extended to a multiple of the factor, as the encoder gives them.
+
+    The published objectives are in this unit, not in that of a diffusion model, which shifts and scales.
+    """
+    return unscaled(network, network.encode(network.pad(values)[0]))
+
+
+def unscaled(network: Autoencoder, values: torch.Tensor) -> torch.Tensor:
+    """A diffusion model's latents in the unit of the encoder."""
+    return values / network.scaling + network.shift
 
 
 def towards(network: Autoencoder, wanted: torch.Tensor, adaptive: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -38,13 +46,13 @@ def towards(network: Autoencoder, wanted: torch.Tensor, adaptive: float) -> Call
 
     Args:
         network: the autoencoder whose encoder is misled.
-        wanted: latents ``[B, C, h, w]``, or a number.
+        wanted: latents ``[B, C, h, w]`` of :func:`latents`, or a number.
         adaptive: weight of the mean squared reconstruction error, values in -1 to 1.
     """
 
     def objective(values: torch.Tensor) -> torch.Tensor:
-        found = latents(network, values)
-        far = (found - wanted).square().flatten(1).mean(dim=1)
+        found = network.encode(network.pad(values)[0])
+        far = (unscaled(network, found) - wanted).square().flatten(1).mean(dim=1)
         passes = 2 if adaptive else 1
         effort.count(evaluations=passes * len(values), backwards=passes * len(values))
         if not adaptive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 
 from ....core import effort
 from ....core.components import param
@@ -14,7 +15,7 @@ from ....core.holding import HoldsDiffusion
 from ....core.latent_diffusion import Sampling
 from ....core.perceptual import scaled_perceptual
 from ..base import Protection
-from .base import towards
+from .base import latents, towards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,18 @@ class Cloak(HoldsDiffusion, Protection):
     )
     batch: int = param(1, doc="images in one step", ge=1, le=256)
 
+    @model_validator(mode="after")
+    def _restyles(self) -> Cloak:
+        if self._edits < 1:
+            raise ValueError(
+                f"strength {self.strength:g} of {self.sampling_steps} sampling_steps is less than one step"
+            )
+        return self
+
+    @property
+    def _edits(self) -> int:
+        return int(self.sampling_steps * self.strength)
+
     def unavailable(self) -> str | None:
         """Needs the model and the weights of the distance."""
         reason = super().unavailable()
@@ -93,11 +106,14 @@ class Cloak(HoldsDiffusion, Protection):
                 noises = [torch.randn(before.shape[1:], generator=draw)[None] for draw in draws]
                 # What is aimed at is the encoding of an image: a sampled latent need not be one.
                 styled = [
-                    network.encode(network.decode(
+                    latents(network, network.decode(
                         model.edit(before[i : i + 1], self.prompt, noises[i], self.strength, sampling)
                     ).clamp(0, 1))
                     for i in range(len(given))
                 ]  # fmt: skip
+            # Encoder, decoder, encoder again, and the network's steps, twice as many with guidance.
+            edits = self._edits * (1 if self.guidance == 1 else 2)
+            effort.count(evaluations=(3 + edits) * len(given))
             aim = towards(network, torch.cat(styled), self.adaptive)
 
             def objective(values: torch.Tensor) -> torch.Tensor:
@@ -106,9 +122,9 @@ class Cloak(HoldsDiffusion, Protection):
                 total: torch.Tensor = aim(grown) + self.weight * far
                 return total
 
-            effort.count(evaluations=len(given))
             start = given + 0.025 * (2 * torch.stack([torch.rand(given.shape[1:], generator=d) for d in draws]) - 1)
-            return adam(start, objective, records, rate=self.rate / 2, steps=self.steps, what=self.label)
+            # Adam's epsilon of 1e-8 in the published scale: gradients are twice as large here.
+            return adam(start, objective, records, rate=self.rate / 2, epsilon=2e-8, steps=self.steps, what=self.label)
 
         return in_batches(images, self.batch, change)
 

@@ -126,5 +126,10 @@ def texture(height: int, width: int) -> np.ndarray:
     waves = []
     for angle, length in ((0.4, 13.0), (1.4, 17.0), (2.5, 11.0)):
         along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        waves.append(np.sign(np.sin(2 * np.pi * along / length)) * np.sign(np.sin(2 * np.pi * across / length)))
+        waves.append(_square(along / length) * _square(across / length))
     return ((np.stack(waves, axis=-1) + 1) / 2).astype(np.float32)
+
+
+def _square(turns: np.ndarray) -> np.ndarray:
+    """1 in the first half of each turn, -1 in the second."""
+    return np.where(turns % 1 < 0.5, 1.0, -1.0)

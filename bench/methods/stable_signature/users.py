@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ....core.autoencoders import Autoencoder, load_autoencoder
+from ....core.autoencoders import Autoencoder, load_from
 from ....core.components import describe
 from ....core.errors import UnavailableError
 from ....core.weights import digest_of, load_state
@@ -215,9 +215,8 @@ def _check_length(users: Users, extractor: Extractor) -> None:
 
 
 def open_autoencoder(source: str) -> Autoencoder:
-    """``shipped``, a folder, or ``owner/name@revision``."""
-    name, at, revision = source.partition("@")
-    return load_autoencoder(name, revision) if at else load_autoencoder(source)
+    """``shipped``, a folder (whatever its name), or ``owner/name@revision``; a new one, which may be trained."""
+    return load_from(source)
 
 
 def open_extractor(source: str) -> Extractor:
