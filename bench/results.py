@@ -173,7 +173,7 @@ class Run:
     @property
     def protections(self) -> list[str]:
         """Labels of the methods that are protections: all of them or none."""
-        return [m["label"] for m in self.config["methods"] if m["role"] == "protection"]
+        return [m["label"] for m in self.config["methods"] if m.get("role") == "protection"]
 
     @property
     def attacks(self) -> list[str]:

@@ -84,7 +84,7 @@ def test_a_name_and_parameters_make_a_component() -> None:
     [
         ("attack", "jpg", "unknown attack 'jpg'. Did you mean 'jpeg'?"),
         ("method", "dwt", "unknown method 'dwt'. Did you mean 'dwt-dct'?"),
-        ("metric", "zzz", "unknown metric 'zzz'. Valid: lpips, psnr, ssim."),
+        ("editor", "zzz", "unknown editor 'zzz'. Valid: image-to-image, reconstruction."),
         ("method", "jpeg", "unknown method 'jpeg'. 'jpeg' is one of the attacks."),
         ("dataset", "psnr", "unknown dataset 'psnr'. 'psnr' is one of the metrics."),
     ],
