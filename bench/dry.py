@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..core.images import Images
 from ..core.seeds import Seed
 from .engine import one_thread
 from .shard import apply_attack, make_pair, score
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 _BYTES_PER_ROW = 40
+_SLOW_ATTACK = 0.5
+"""Seconds an image from which an attack is timed after one method only."""
+_SLOW_IMAGE = 10.0
+"""Seconds an image from which the first round, with loading, says enough."""
 
 
 def estimate(plan: Plan, images: int = 2) -> str:
@@ -44,28 +49,30 @@ def estimate(plan: Plan, images: int = 2) -> str:
 
 
 def _per_image(plan: Plan, images: int) -> tuple[float, list[str]]:
+    """Core-seconds an image, and what went wrong.
+
+    A first round on one image loads networks and libraries; where that is quick, a second one on ``images`` counts.
+    """
     problems: list[str] = []
     root = Seed.root(plan.benchmark.seed)
+    each = 0.0
     with one_thread():
-        groups, rejected = plan.dataset.load(plan.records[:images])
-        problems += [f"{r.id}: {r.reason}" for r in rejected]
-        total = 0.0
-        # The first round loads networks and libraries; the time of the second is what counts.
-        for _ in range(2):
-            started = time.perf_counter()
-            for group in groups:
-                problems += _trial(plan, group, root)
-            total = time.perf_counter() - started
-    tried = max(1, sum(len(group) for group in groups))
-    return total / tried, sorted(set(problems))
+        for count in (1, images):
+            groups, rejected = plan.dataset.load(plan.records[:count])
+            problems += [f"{r.id}: {r.reason}" for r in rejected]
+            trials = [_trial(plan, group, root) for group in groups if isinstance(group, Images)]
+            problems += [problem for trial in trials for problem in trial[1]]
+            each = sum(trial[0] for trial in trials) / max(1, sum(len(group) for group in groups))
+            if each > _SLOW_IMAGE:
+                break
+    return each, sorted(set(problems))
 
 
-def _trial(plan: Plan, group: object, root: Seed) -> list[str]:
-    from ..core.images import Images
-
-    problems = []
-    if not isinstance(group, Images):
-        return []
+def _trial(plan: Plan, group: Images, root: Seed) -> tuple[float, list[str]]:
+    """Seconds of all work on a group, and problems. A slow attack is timed once and counted for every method."""
+    problems: list[str] = []
+    slow: dict[int, float] = {}
+    started, not_done = time.perf_counter(), 0.0
     wanted = {c.work for c in plan.cells if c.skipped is None}
     makers = sorted({work[0] for work in wanted}, key=lambda m: -1 if m is None else m)
     for maker in makers:
@@ -74,17 +81,29 @@ def _trial(plan: Plan, group: object, root: Seed) -> list[str]:
         except Exception as error:
             problems.append(f"{plan.methods[maker or 0].label}: {error}")
             continue
-        prepared = [(i, metric.prepare(source)) for i, metric in enumerate(plan.metrics) if not metric.unavailable()]
+        prepared = {i: metric.prepare(source) for i, metric in enumerate(plan.metrics) if not metric.unavailable()}
         for attack in sorted({w[2] for w in wanted if w[0] == maker and w[3] is None}):
-            cells = [c for c in plan.cells if c.skipped is None and c.work[0] == maker and c.attack == attack]
+            if attack in slow:
+                not_done += slow[attack]
+                continue
+            before = time.perf_counter()
             try:
-                attacked = apply_attack(plan, attack, source, root)
-                for cell in cells:
-                    if cell.observer == "scorer":
-                        score(plan.methods[cell.index], attacked)
-                    else:
-                        state = dict(prepared)[cell.index]
-                        plan.metrics[cell.index].compare(plan.attacks[attack].undo(attacked), state)
+                _cells(plan, attack, apply_attack(plan, attack, source, root), maker, prepared)
             except Exception as error:
                 problems.append(f"{plan.attacks[attack].label}: {error}")
-    return problems
+            took = time.perf_counter() - before
+            if took > _SLOW_ATTACK * len(group):
+                slow[attack] = took
+    return time.perf_counter() - started + not_done, problems
+
+
+def _cells(plan: Plan, attack: int, attacked: Images, maker: int | None, prepared: dict[int, Any]) -> None:
+    """Everything that looks at one attack's images."""
+    for cell in plan.cells:
+        if cell.skipped is not None or cell.work[0] != maker or cell.attack != attack:
+            continue
+        if cell.observer == "scorer":
+            score(plan.methods[cell.index], attacked)
+        else:
+            state = prepared[cell.index]
+            plan.metrics[cell.index].compare(plan.attacks[attack].undo(attacked), state)

@@ -3,6 +3,8 @@
 Editing a clean image twice with other draws gives two images that differ: that is the floor. A protection is engaged
 where its edits are less like those of the clean image than that. Recovery is reported of engaged protections alone, as
 a share of the way from the protected image to the floor; an editor's own randomness is then no achievement of anybody.
+Where noise of the same largest change (within a grey level) was run as well, a protection has to do more than it: an
+editor without draws has a floor of 1, which anything falls below.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class ProtectionStudy:
 
     Attributes:
         engagement: a row for each editor, measure and protection: ``protected``, ``floor``, their difference ``gap``,
-            and ``engaged``: whether the interval of the gap lies above 0.
+            ``beyond``, how much less alike the edits are than those under noise of the same largest change, where the
+            run has it, and ``engaged``: whether the intervals of both lie above 0.
         recovery: a row for each editor, measure, protection and purifier: the similarity of edits, ``recovery`` where
             the protection was engaged, else why there is none; fidelity to the clean image.
         clean: a row for each editor, measure and purifier: what it does to the edits of clean images, and to these.
@@ -72,7 +75,11 @@ def study_protection(run: Run) -> ProtectionStudy:
             )
         for method in run.protections:
             protected = _similarity(run, method, clean_attack, metrics)
+            noise = _noise(run, method)
             engaged = _engaged(protected, floor, level)
+            if noise is not None:
+                same = protected if noise == method else _similarity(run, noise, clean_attack, metrics)
+                engaged = _beyond_noise(engaged, protected, same, noise == method, level)
             tables["engagement"].append({**head, "method": method, **engaged})
             purified = {a: _similarity(run, method, a, metrics) for a in run.attacks if a != clean_attack}
             for attack, values in purified.items():
@@ -138,6 +145,39 @@ def _engaged(protected: pd.DataFrame, floor: pd.DataFrame, level: float) -> dict
         return {**row, "engaged": None, "reason": f"{len(both)} images: an interval needs two"}
     engaged = bool(row["gap_low"] > 0)
     return {**row, "engaged": engaged, "reason": "" if engaged else "edits differ no more than those of two draws"}
+
+
+def _noise(run: Run, method: str) -> str | None:
+    """The noise that a protection is compared with: of the largest change nearest to its own, within a grey level.
+
+    Noise is compared with itself.
+    """
+    about = {label: run.about("method", label) for label in run.protections}
+    nulls = [label for label, one in about.items() if one.get("name") == "null-protection"]
+    if method in nulls:
+        return method
+    wanted = about[method].get("largest_change")
+    if wanted is None:
+        return None
+    away = {n: abs(about[n]["largest_change"] - wanted) for n in nulls if about[n].get("largest_change") is not None}
+    nearest = min(away, key=lambda label: away[label], default=None)
+    return nearest if nearest is not None and away[nearest] <= 1 else None
+
+
+def _beyond_noise(
+    engaged: dict[str, Any], protected: pd.DataFrame, noise: pd.DataFrame, is_noise: bool, level: float
+) -> dict[str, Any]:
+    """The second half of the gate; noise itself is never engaged where the floor is that nothing differs."""
+    if is_noise:
+        if engaged["engaged"] and engaged["floor_low"] == 1:
+            return {**engaged, "engaged": False, "reason": "noise, and the editor draws nothing: no other floor"}
+        return engaged
+    both = protected.index.intersection(noise.index)
+    beyond = protected.loc[both].assign(value=noise["value"].loc[both] - protected["value"].loc[both])
+    row = {**engaged, **_mean("beyond", beyond, level), "n": engaged["n"]}
+    if engaged["engaged"] and not row.get("beyond_low", -1.0) > 0:
+        return {**row, "engaged": False, "reason": "edits differ no more than those under noise of the same norm"}
+    return row
 
 
 def _recovery(

@@ -103,7 +103,8 @@ def findings(study: ProtectionStudy) -> list[str]:
         elif not row["engaged"]:
             found.append(
                 f"{row['method']} is not engaged ({where}): its edits are {row['protected']:.3f} alike those of the "
-                f"clean image, two draws of the clean image {row['floor']:.3f}. There is nothing to recover."
+                f"clean image, two draws of the clean image {row['floor']:.3f}: {row['reason']}. There is nothing to "
+                "recover."
             )
     for row in records(study.budgets):
         if row.get("exceeded"):

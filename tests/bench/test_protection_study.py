@@ -166,6 +166,28 @@ def test_without_engagement_or_floor_there_is_no_recovery(
     assert study.worst["recovery"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("noise", "floor", "engaged"), [(0.9, 1.0, [False, True]), (0.3, 1.0, [False, False]), (0.3, 0.7, [True, False])]
+)
+def test_a_protection_has_to_do_more_than_noise_of_its_size(noise: float, floor: float, engaged: list[bool]) -> None:
+    wave = 0.02 * np.cos(np.arange(20))
+    values = {
+        ("noise", "identity", False): noise + wave,
+        ("p", "identity", False): 0.3 + wave[::-1],
+        (None, "identity", True): np.full(20, floor),
+    }
+    attacked = Stub(cast("Any", values))
+    attacked.protections = ["noise", "p"]
+    attacked.about = lambda _kind, label: {  # type: ignore[method-assign]
+        "name": "null-protection" if label == "noise" else "photoguard",
+        "largest_change": 7.65,
+    }
+    table = study_protection(cast("Run", attacked)).engagement.set_index("method")
+    assert table["engaged"].tolist() == engaged
+    assert table.loc["p", "beyond"] == pytest.approx(noise - 0.3, abs=0.01)
+    assert ("noise" in table.loc["p", "reason"]) == (not engaged[1])
+
+
 def test_the_interval_of_the_recovery_covers_the_truth_about_as_often_as_it_says() -> None:
     rng, inside = np.random.default_rng(0), 0
     for _ in range(100):
