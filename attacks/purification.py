@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..core import effort
 from ..core.components import labelled, param
 from ..core.descent import adam, in_batches, noise_for
-from ..core.errors import UserError
-from ..core.holding import HoldsAutoencoder, placed
+from ..core.holding import HoldsAutoencoder, distance_digests, placed, why_no_distance
 from ..core.perceptual import scaled_perceptual
 from .base import Attack
 
@@ -116,22 +115,12 @@ class Impress(HoldsAutoencoder, Attack):
 
     def unavailable(self) -> str | None:
         """Needs the autoencoder and the weights of the distance."""
-        reason = super().unavailable()
-        if reason is not None:
-            return reason
-        try:
-            scaled_perceptual(self.distance)
-        except UserError as error:
-            return f"{error}; or choose distance: watson-1993, which needs no weights"
-        return None
+        return super().unavailable() or why_no_distance(self.distance)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the autoencoder and of the distance's weights."""
         found = super().digests()
-        if not found:
-            return found
-        digest = scaled_perceptual(self.distance)[0].digest
-        return {**found, "distance": digest} if digest else found
+        return {**found, **distance_digests(self.distance)} if found else found
 
     def apply(self, images: Images, seed: Seed) -> Images:
         """The purified images.

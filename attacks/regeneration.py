@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from ..core import effort
 from ..core.components import param
 from ..core.holding import HoldsAutoencoder, HoldsDiffusion, one_by_one, through_latent
 from .base import Attack
@@ -58,7 +57,8 @@ class DiffusionRegeneration(HoldsDiffusion, Attack):
     The latent gets the noise of step ``time`` and is denoised by DDIM (eta 0) at the steps ``time``, ``time - stride``,
     ... down to the data. The released code adds the noise of step ``time`` and then begins at a lower step of the
     scheduler's grid (60 and 41), so that a part of the noise is taken for image; with ``published: true`` it is done
-    so here: the last ``max(1, time / stride)`` of the steps 1, 1 + stride, ...
+    so here: the last ``max(1, time / stride)`` of the steps 1, 1 + stride, ... Its solver was PNDM at the same steps;
+    here it is DDIM.
 
     Example:
         >>> DiffusionRegeneration(time=60).label
@@ -101,7 +101,6 @@ class DiffusionRegeneration(HoldsDiffusion, Attack):
 
     def _regenerate(self, model: LatentDiffusion, draw: torch.Generator, latent: torch.Tensor) -> torch.Tensor:
         noisy = model.noised(latent, self.time, torch.randn(latent.shape, generator=draw))
-        effort.count(evaluations=len(self.times))
         return model.denoise(noisy, self.times)
 
 
@@ -152,7 +151,6 @@ class InversionRegeneration(HoldsDiffusion, Attack):
         sampling = Sampling(self.steps, 1.0, self.solver)
 
         def again(latent: torch.Tensor) -> torch.Tensor:
-            effort.count(evaluations=2 * self.steps)
             noise = model.invert(latent, self.steps, solver=self.solver, remember=False)
             return model.sample(noise, "", sampling, remember=False)
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
+from pydantic import model_validator
 
 from ..core.components import Component, format_value, param
 from ..core.holding import HoldsAutoencoder, HoldsDiffusion, one_by_one, through_latent
@@ -71,6 +72,12 @@ class ImageToImage(HoldsDiffusion, Editor):
     strength: float = param(0.5, doc="share of the noise, 0 to 1", gt=0, le=1)
     steps: int = param(20, doc="steps of the sampler, of which strength is used", ge=1, le=999)
     guidance: float = param(3.0, doc="classifier-free guidance; 1 for none", ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _edits(self) -> ImageToImage:
+        if int(self.steps * self.strength) < 1:
+            raise ValueError(f"strength {self.strength:g} of {self.steps} steps is less than one step")
+        return self
 
     def edit(self, images: Images, prompt: str, seed: Seed) -> Images:
         """The edited images."""

@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps of each optimisation")
     parser.add_argument("--repeats", type=int, default=3, help="how often all turns are taken")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="sides of the images, pixels")
-    parser.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 4, 8], help="images in a step"
-    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="images in a step")
     given = parser.parse_args()
     cores = os.cpu_count() or 1
     say(f"{cores} cores, {given.images} images, {given.steps} steps; median of {given.repeats} turns\n")

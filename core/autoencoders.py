@@ -212,8 +212,9 @@ def load_autoencoder(
     """Loads an autoencoder.
 
     Args:
-        source: ``"shipped"``; a folder of diffusers (an autoencoder, or a pipeline with ``vae/``); a folder with the
-            files of taef2 or VAElight; or a hub id ``owner/name``. A folder of that name goes first.
+        source: ``"shipped"`` (f4, 4 channels) or ``"shipped-f8"`` (coarser, 8 channels); a folder of diffusers (an
+            autoencoder, or a pipeline with ``vae/``); a folder with the files of taef2 or VAElight; or a hub id
+            ``owner/name``. A folder of that name goes first.
         revision: the commit of a hub id, 40 hexadecimal digits. Required there: branches and tags move.
         device: where the network runs.
         dtype: its floating-point type. Weights in another type are converted.
@@ -244,8 +245,9 @@ def load_from(source: str) -> Autoencoder:
 
 def _folder(source: str | Path, revision: str | None) -> Path:
     """The folder that holds the files themselves."""
-    path = _SHIPPED if source == "shipped" else Path(source).expanduser()
-    if path == _SHIPPED and not path.is_dir():
+    own = {"shipped": _SHIPPED, "shipped-f8": _SHIPPED.parent / "autoencoder_f8"}
+    path = own[source] if isinstance(source, str) and source in own else Path(source).expanduser()
+    if source in own and not path.is_dir():
         raise UnavailableError("this copy of waterproof ships no autoencoder: give a folder or a hub id instead")
     if path.is_dir():
         if revision is not None:

@@ -111,6 +111,13 @@ CATALOGUE: tuple[tuple[str, str, str, str, str], ...] = (
     ),
     (
         "attack",
+        "noisy-upscaling",
+        "attacks.upscaling:NoisyUpscaling",
+        "regeneration",
+        "noise, then a diffusion upscaler, and back to size",
+    ),
+    (
+        "attack",
         "impress",
         "attacks.purification:Impress",
         "purification",

@@ -12,6 +12,7 @@ from . import effort
 from .components import Component, knob
 from .errors import UnavailableError, UserError
 from .images import Images
+from .perceptual import scaled_perceptual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class HoldsAutoencoder(Component):
     """Base of components with an autoencoder of their own, which need not be anybody else's."""
 
-    autoencoder: str = knob("shipped", doc="autoencoder: shipped, a folder, or owner/name@revision")
+    autoencoder: str = knob("shipped", doc="autoencoder: shipped, shipped-f8, a folder, or owner/name@revision")
 
     @property
     def label(self) -> str:
@@ -105,6 +106,18 @@ def through_latent(
     latent = change(autoencoder.encode(padded))
     effort.count(evaluations=2)
     return autoencoder.decode(latent).clamp(0, 1)[..., :height, :width]
+
+
+def why_no_distance(name: str) -> str | None:
+    """Why a perceptual distance cannot be used here, None if it can."""
+    reason = _reason(lambda: scaled_perceptual(name))
+    return None if reason is None else f"{reason}; or choose distance: watson-1993, which needs no weights"
+
+
+def distance_digests(name: str) -> dict[str, str]:
+    """SHA-256 of a perceptual distance's weights, where it has any."""
+    digest = scaled_perceptual(name)[0].digest
+    return {"distance": digest} if digest else {}
 
 
 def placed(label: str, name: str, source: str) -> str:

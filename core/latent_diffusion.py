@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import effort
 from .autoencoders import load_autoencoder
 from .conditioners import ClipConditioner, WordConditioner
 from .errors import ImageError, UnavailableError, UserError, first_line
@@ -317,6 +318,7 @@ class LatentDiffusion:
 
     def _predict(self, values: torch.Tensor, time: Any, embedded: torch.Tensor, guidance: float) -> torch.Tensor:
         """The network's output, guided where there are two embeddings: of no prompt and of the prompt."""
+        effort.count(evaluations=len(embedded))
         predicted: torch.Tensor = self.unet(values.expand(len(embedded), -1, -1, -1), time, embedded).sample
         if len(embedded) == 1:
             return predicted

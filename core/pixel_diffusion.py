@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from . import effort
 from .errors import ImageError, UnavailableError, UserError, first_line
 from .identity import content_digest
 from .model_folders import WEIGHTS, find_folder, load_network, read_json
@@ -114,6 +115,7 @@ class PixelDiffusion:
         # In double precision: 1 - alpha is small at the last steps.
         alpha = torch.tensor(self._alpha(time, first=1), dtype=torch.float64)
         blocks = functional.pixel_unshuffle(noisy, self.patch).contiguous(memory_format=torch.channels_last)
+        effort.count(evaluations=len(blocks))
         said = self.unet(blocks, time - 1).sample[:, : blocks.shape[1]]
         said = functional.pixel_shuffle(said, self.patch).contiguous()
         return estimates(self._predicts, noisy, said, alpha)

@@ -36,6 +36,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "impress": {"steps": 1, "distance": "watson-1993"},
     "diffpure": {"level": 0.05, "steps": 1},
     "gridpure": {"rounds": 1, "steps": 1},
+    "noisy-upscaling": {"steps": 1},
 }
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("adverse-cleaner", {"bilateral": 2, "guided": 0}),

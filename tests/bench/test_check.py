@@ -212,6 +212,7 @@ BRIEF: dict[str, dict[str, Any]] = {
     "inversion-regeneration": {"steps": 2},
     "diffpure": {"level": 0.05, "steps": 1},
     "gridpure": {"rounds": 1, "steps": 1},
+    "noisy-upscaling": {"steps": 1},
     "photoguard": {"steps": 1},
     "mist": {"steps": 1},
     "cloak": {"steps": 1, "sampling_steps": 3, "distance": "watson-1993"},

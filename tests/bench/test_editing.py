@@ -12,6 +12,8 @@ from skimage import data
 from waterproof.bench import editing
 from waterproof.bench.editing import Editor, EditSimilarity, similarities
 from waterproof.bench.metrics import Ssim
+from waterproof.core import effort
+from waterproof.core.errors import UserError
 from waterproof.core.images import Images, Record
 from waterproof.core.latent_diffusion import Sampling, load_latent_diffusion
 from waterproof.core.registry import create
@@ -89,3 +91,12 @@ def test_every_prompt_and_seed_is_compared_and_each_seed_has_its_floor() -> None
     alone = list(similarities({"name": "reconstruction", "params": {}}, ["dark", "pale"], 3, ["ssim"]))
     assert [(m.prompt, m.seed, m.floor) for m in alone] == [("", 0, False)]
     assert not any(m.floor for m in similarities(EDITOR, ["dark"], 1, ["ssim"]))
+
+
+def test_an_edit_of_less_than_one_step_is_refused_and_every_evaluation_is_counted(pictures: Images) -> None:
+    with pytest.raises(UserError, match="of 5 steps is less than one step"):
+        editor(strength=0.1, steps=5)
+    with effort.measured() as spent:
+        editor(strength=0.5, steps=4, guidance=3.0).edit(pictures, "dark", Seed.root(0))
+    # Encoder and decoder, and two steps of two evaluations each, for two images.
+    assert spent.evaluations == 2 * (2 + 2 * 2)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 from torch.nn import functional
 
 from waterproof.core import autoencoders
@@ -480,3 +481,17 @@ def test_taef2_passes_gradients(images: torch.Tensor) -> None:
     autoencoder.decode(latents).mean().backward()
     assert images.grad is not None
     assert float(images.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "factor", "channels", "least"), [("shipped", 4, 4, 24.0), ("shipped-f8", 8, 8, 20.0)]
+)
+def test_the_autoencoders_that_ship_reconstruct_a_photograph(
+    source: str, factor: int, channels: int, least: float
+) -> None:
+    autoencoder = load_autoencoder(source)
+    assert (autoencoder.factor, autoencoder.channels) == (factor, channels)
+    image = torch.tensor(data.coffee()[:128, 200:328].transpose(2, 0, 1)[None] / 255.0, dtype=torch.float32)
+    with torch.no_grad():
+        again = autoencoder.reconstruct(image).clamp(0, 1)
+    assert float(-10 * torch.log10((again - image).square().mean())) > least

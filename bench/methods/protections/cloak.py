@@ -10,8 +10,7 @@ from pydantic import model_validator
 from ....core import effort
 from ....core.components import param
 from ....core.descent import adam, in_batches
-from ....core.errors import UserError
-from ....core.holding import HoldsDiffusion
+from ....core.holding import HoldsDiffusion, distance_digests, why_no_distance
 from ....core.latent_diffusion import Sampling
 from ....core.perceptual import scaled_perceptual
 from ..base import Protection
@@ -61,32 +60,20 @@ class Cloak(HoldsDiffusion, Protection):
 
     @model_validator(mode="after")
     def _restyles(self) -> Cloak:
-        if self._edits < 1:
+        if int(self.sampling_steps * self.strength) < 1:
             raise ValueError(
                 f"strength {self.strength:g} of {self.sampling_steps} sampling_steps is less than one step"
             )
         return self
 
-    @property
-    def _edits(self) -> int:
-        return int(self.sampling_steps * self.strength)
-
     def unavailable(self) -> str | None:
         """Needs the model and the weights of the distance."""
-        reason = super().unavailable()
-        if reason is not None:
-            return reason
-        try:
-            scaled_perceptual(self.distance)
-        except UserError as error:
-            return f"{error}; or choose distance: watson-1993, which needs no weights"
-        return None
+        return super().unavailable() or why_no_distance(self.distance)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the model and of the distance's weights."""
         found = super().digests()
-        digest = scaled_perceptual(self.distance)[0].digest if found else ""
-        return {**found, "distance": digest} if digest else found
+        return {**found, **distance_digests(self.distance)} if found else found
 
     def protect(self, images: Images, seed: Seed) -> Images:
         """The cloaked images.
@@ -111,9 +98,7 @@ class Cloak(HoldsDiffusion, Protection):
                     ).clamp(0, 1))
                     for i in range(len(given))
                 ]  # fmt: skip
-            # Encoder, decoder, encoder again, and the network's steps, twice as many with guidance.
-            edits = self._edits * (1 if self.guidance == 1 else 2)
-            effort.count(evaluations=(3 + edits) * len(given))
+            effort.count(evaluations=3 * len(given))
             aim = towards(network, torch.cat(styled), self.adaptive)
 
             def objective(values: torch.Tensor) -> torch.Tensor:
