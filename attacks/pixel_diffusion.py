@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from ..core.components import knob, labelled, param
-from ..core.errors import UserError
+from ..core.holding import why_not
 from ..core.images import Images, Record
 from ..core.pixel_diffusion import PixelDiffusion, load_pixel_diffusion
 from .imagewise import ImagewiseAttack
@@ -49,11 +49,7 @@ class _Purifier(ImagewiseAttack):
 
     def unavailable(self) -> str | None:
         """Needs the model."""
-        try:
-            _ = self.diffusion
-        except UserError as error:
-            return str(error)
-        return None
+        return why_not(lambda: self.diffusion)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the model: network and schedule."""

@@ -161,7 +161,7 @@ def impress_objective(
     def objective(values: torch.Tensor) -> torch.Tensor:
         error = (2 * (values - network.reconstruct(values))).square().flatten(1)
         consistency = error.mean(dim=1) if convention == "mean" else error.sum(dim=1)
-        effort.count(evaluations=2 * len(values), backwards=2 * len(values))
+        effort.count(backwards=2 * len(values))
         far = (distance(values, given) / unit - track.limit).clamp(min=0)
         total: torch.Tensor = consistency + track.alpha * far
         return total

@@ -14,11 +14,11 @@ from ..core.autoencoders import load_autoencoder
 from ..core.components import knob, labelled, param
 from ..core.conditioners import ClipConditioner
 from ..core.errors import UnavailableError, UserError, first_line
-from ..core.holding import one_by_one
+from ..core.holding import one_by_one, why_not
 from ..core.identity import content_digest
 from ..core.model_folders import WEIGHTS, find_folder, is_hub_id, load_network, read_json, weights_in
-from ..core.noise_schedule import make_scheduler, set_times
-from ..core.weights import cache_folder, digest_of, load_module, load_state
+from ..core.noise_schedule import NOISES, make_scheduler, set_times
+from ..core.weights import cache_folder, digest_of
 from .base import Attack
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _WHAT = "diffusion upscaler"
 _KIND = "StableDiffusionUpscalePipeline"
-_SHIPPED = Path(__file__).parent.parent / "core" / "shipped" / "upscaler"
 _TEXT = "text_encoder/model.safetensors"
 _PARTS = (
     "model_index.json",
@@ -157,7 +156,6 @@ class Upscaler:
                 unconditional, conditional = predicted.chunk(2)
                 predicted = unconditional + guidance * (conditional - unconditional)
             values = scheduler.step(predicted, time, values, return_dict=False)[0]
-        effort.count(evaluations=1)
         return self.autoencoder.decode(values).clamp(0, 1)
 
 
@@ -217,11 +215,7 @@ class NoisyUpscaling(Attack):
 
     def unavailable(self) -> str | None:
         """Needs the model, and one that knows these steps and noise levels."""
-        try:
-            self._upscaler()
-        except UserError as error:
-            return str(error)
-        return None
+        return why_not(self._upscaler)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the model: network, autoencoder, text encoder and both schedules."""
@@ -265,12 +259,12 @@ def load_upscaler(source: str | None) -> Upscaler:
     """
     own = cache_folder() / "x4-upscaler"
     place = str(own) if source is None else source
-    if source != "shipped" and not Path(place).expanduser().is_dir() and not is_hub_id(place.partition("@")[0]):
+    if not Path(place).expanduser().is_dir() and not is_hub_id(place.partition("@")[0]):
         raise UnavailableError(
             f"{_WHAT} {place}: there is no such folder: put one of diffusers' {_KIND} there (such as that of "
             f"stabilityai/stable-diffusion-x4-upscaler), or give model: its folder, or owner/name@revision"
         )
-    folder = find_folder(_WHAT, place, _SHIPPED, _check, _WANTED)
+    folder = find_folder(_WHAT, place, own, _check, _WANTED)
     return _loaded(folder, digest_of(folder), place)
 
 
@@ -291,7 +285,7 @@ def _loaded(folder: Path, _content: str, name: str) -> Upscaler:
         _ = make_scheduler(schedule, "ddim")
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"{folder / 'scheduler'}: no schedule can be built from it: {first_line(error)}") from None
-    conditioner = _conditioner(folder)
+    conditioner = ClipConditioner(folder)
     autoencoder = load_autoencoder(folder / "vae")
     autoencoder.scaling = _SCALING
     unet, weights = load_network(UNet2DConditionModel, config, path)
@@ -330,29 +324,12 @@ def _kept(schedule: Mapping[str, Any], folder: Path) -> torch.Tensor:
     """Alpha bar by noise level."""
     from diffusers import DDPMScheduler
 
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
     try:
-        kept: torch.Tensor = DDPMScheduler(**{n: schedule[n] for n in names if n in schedule}).alphas_cumprod
+        kept: torch.Tensor = DDPMScheduler(**{n: schedule[n] for n in NOISES if n in schedule}).alphas_cumprod
     except (TypeError, ValueError, NotImplementedError) as error:
         reason = first_line(error)
         raise UserError(f"{folder / 'low_res_scheduler'}: no schedule can be built from it: {reason}") from None
     return kept
-
-
-def _conditioner(folder: Path) -> ClipConditioner:
-    """Tokeniser and text encoder, its weights loaded strictly: transformers draws at random what a file lacks."""
-    conditioner = ClipConditioner(folder)
-
-    def short(name: str) -> str:
-        # Releases of transformers disagree about this prefix.
-        return name.removeprefix("text_model.")
-
-    own = {short(name): name for name in conditioner.encoder.state_dict()}
-    path = folder / _TEXT
-    # Positions are counted from 0 by the module itself; files of before 2023 hold them.
-    state = {n: tensor for n, tensor in load_state(path).items() if not n.endswith("position_ids")}
-    load_module(conditioner.encoder, {own.get(short(n), n): tensor for n, tensor in state.items()}, str(path))
-    return conditioner
 
 
 def _check(folder: Path) -> None:

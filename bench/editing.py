@@ -14,7 +14,7 @@ from ..core.components import Component, format_value, param
 from ..core.holding import HoldsAutoencoder, HoldsDiffusion, one_by_one, through_latent
 from ..core.identity import content_digest
 from ..core.images import Images
-from ..core.latent_diffusion import Sampling
+from ..core.latent_diffusion import Sampling, edit_steps
 from ..core.registry import create
 from ..core.seeds import Seed
 from .metrics import Metric
@@ -74,8 +74,8 @@ class ImageToImage(HoldsDiffusion, Editor):
     guidance: float = param(3.0, doc="classifier-free guidance; 1 for none", ge=0, le=100)
 
     @model_validator(mode="after")
-    def _edits(self) -> ImageToImage:
-        if int(self.steps * self.strength) < 1:
+    def _takes_a_step(self) -> ImageToImage:
+        if edit_steps(self.steps, self.strength) < 1:
             raise ValueError(f"strength {self.strength:g} of {self.steps} steps is less than one step")
         return self
 

@@ -10,17 +10,19 @@ editor without draws has a floor of 1, which anything falls below.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
 from ..core.components import labelled
-from ..core.errors import StatisticsError
+from ..core.errors import StatisticsError, UserError
+from ..core.registry import create
 from ..core.seeds import Seed
 from .statistics import intervals
 
 if TYPE_CHECKING:
+    from .editing import Editor
     from .results import Run
 
 RESAMPLES = 4000
@@ -75,11 +77,9 @@ def study_protection(run: Run) -> ProtectionStudy:
             )
         for method in run.protections:
             protected = _similarity(run, method, clean_attack, metrics)
-            noise = _noise(run, method)
+            noises = [_similarity(run, noise, clean_attack, metrics) for noise in _noises(run, method)]
             engaged = _engaged(protected, floor, level)
-            if noise is not None:
-                same = protected if noise == method else _similarity(run, noise, clean_attack, metrics)
-                engaged = _beyond_noise(engaged, protected, same, noise == method, level)
+            engaged = _beyond_noise(engaged, protected, noises, _is_noise(run, method), level)
             tables["engagement"].append({**head, "method": method, **engaged})
             purified = {a: _similarity(run, method, a, metrics) for a in run.attacks if a != clean_attack}
             for attack, values in purified.items():
@@ -119,10 +119,18 @@ def _similarity(run: Run, method: str | None, attack: str, metrics: list[dict[st
 def _floor(run: Run, metrics: list[dict[str, Any]], attack: str, measure: str) -> pd.DataFrame:
     """Similarity of two edits of each clean image with other draws; 1 where the editor draws nothing."""
     found: pd.DataFrame = _similarity(run, None, attack, metrics, floor=True)
-    if len(found) or any(m["params"]["editor"]["name"] != "reconstruction" for m in metrics) or measure != "ssim":
+    if len(found) or measure != "ssim" or any(_draws(m["params"]["editor"]) for m in metrics):
         return found
     same: pd.DataFrame = _similarity(run, None, attack, metrics)
     return same.assign(value=1.0)
+
+
+def _draws(editor: dict[str, Any]) -> bool:
+    """Whether an editor draws; of one that is not here any more nothing is known, and it then has no floor."""
+    try:
+        return bool(cast("Editor", create("editor", editor["name"], editor["params"])).seeded)
+    except UserError:
+        return True
 
 
 def _mean(name: str, frame: pd.DataFrame, level: float) -> dict[str, Any]:
@@ -140,43 +148,53 @@ def _engaged(protected: pd.DataFrame, floor: pd.DataFrame, level: float) -> dict
     gap = floor.loc[both].assign(value=floor["value"].loc[both] - protected["value"].loc[both])
     row |= _mean("gap", gap, level)
     if not len(floor):
-        return {**row, "engaged": None, "reason": "no floor: two seeds or more are needed"}
+        return {**row, "engaged": None, "reason": "no floor: two seeds or more are needed, of an editor that draws"}
     if len(both) < 2:
         return {**row, "engaged": None, "reason": f"{len(both)} images: an interval needs two"}
     engaged = bool(row["gap_low"] > 0)
     return {**row, "engaged": engaged, "reason": "" if engaged else "edits differ no more than those of two draws"}
 
 
-def _noise(run: Run, method: str) -> str | None:
-    """The noise that a protection is compared with: of the largest change nearest to its own, within a grey level.
+def _is_noise(run: Run, method: str) -> bool:
+    return run.about("method", method).get("name") == "null-protection"
 
-    Noise is compared with itself.
-    """
-    about = {label: run.about("method", label) for label in run.protections}
-    nulls = [label for label, one in about.items() if one.get("name") == "null-protection"]
-    if method in nulls:
-        return method
-    wanted = about[method].get("largest_change")
-    if wanted is None:
-        return None
-    away = {n: abs(about[n]["largest_change"] - wanted) for n in nulls if about[n].get("largest_change") is not None}
-    nearest = min(away, key=lambda label: away[label], default=None)
-    return nearest if nearest is not None and away[nearest] <= 1 else None
+
+def _noises(run: Run, method: str) -> list[str]:
+    """The noises that a protection is compared with: their largest change is within a grey level of its own."""
+    wanted = run.about("method", method).get("largest_change")
+    if wanted is None or _is_noise(run, method):
+        return []
+    # What promises 0 is no noise.
+    changes = {n: run.about("method", n).get("largest_change") for n in run.protections if _is_noise(run, n)}
+    return [n for n, change in changes.items() if change and abs(change - wanted) <= 1]
 
 
 def _beyond_noise(
-    engaged: dict[str, Any], protected: pd.DataFrame, noise: pd.DataFrame, is_noise: bool, level: float
+    engaged: dict[str, Any], protected: pd.DataFrame, noises: list[pd.DataFrame], is_noise: bool, level: float
 ) -> dict[str, Any]:
-    """The second half of the gate; noise itself is never engaged where the floor is that nothing differs."""
-    if is_noise:
-        if engaged["engaged"] and engaged["floor_low"] == 1:
-            return {**engaged, "engaged": False, "reason": "noise, and the editor draws nothing: no other floor"}
+    """The second half of the gate. Where the floor is that nothing differs, there is no engagement without it."""
+    anything_would_do = bool(engaged["engaged"]) and engaged["floor_low"] == 1
+    if is_noise and anything_would_do:
+        return {
+            **engaged,
+            "engaged": False,
+            "reason": "it is noise, and any change moves an editor without draws",
+        }
+    if not noises and anything_would_do:
+        reason = "the editor draws nothing, and the run has no noise of the same largest change"
+        return {**engaged, "engaged": None, "reason": reason}
+    if not noises:
         return engaged
+    # The noise that spoils most is the one to beat.
+    noise = min(noises, key=lambda frame: float(frame["value"].mean()) if len(frame) else np.inf)
     both = protected.index.intersection(noise.index)
     beyond = protected.loc[both].assign(value=noise["value"].loc[both] - protected["value"].loc[both])
     row = {**engaged, **_mean("beyond", beyond, level), "n": engaged["n"]}
-    if engaged["engaged"] and not row.get("beyond_low", -1.0) > 0:
-        return {**row, "engaged": False, "reason": "edits differ no more than those under noise of the same norm"}
+    low = float(row.get("beyond_low", np.nan))
+    if engaged["engaged"] and not np.isfinite(low):
+        return {**row, "engaged": None, "reason": "too few of its images were edited under noise of that size as well"}
+    if engaged["engaged"] and low <= 0:
+        return {**row, "engaged": False, "reason": "edits differ no more than under noise of the same largest change"}
     return row
 
 

@@ -73,7 +73,7 @@ class Cost:
         name: label of the component.
         images: number of images.
         seconds: wall-clock seconds in this process.
-        evaluations: of a network on one image, where the component counts them.
+        evaluations: of a network on one image; what is remembered is not evaluated again.
         backwards: backward passes through a network for one image, likewise.
         peak_mb: the most memory that the process has held until then, MB.
         objectives: by image, the objective of its optimisation: (step, value) pairs.

@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="sides of the images, pixels")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="images in a step")
     given = parser.parse_args()
+    if any(given.images % batch for batch in given.batches):
+        parser.error(f"--images {given.images} must be a multiple of each of --batches {given.batches}")
     cores = os.cpu_count() or 1
     say(f"{cores} cores, {given.images} images, {given.steps} steps; median of {given.repeats} turns\n")
     _say_batches(given, 1)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from . import effort
 from .errors import ImageError, UnavailableError, UserError, first_line
 from .identity import content_digest
 from .model_folders import WEIGHTS, check_pinned, is_hub_id, out_of_reach, read_json, weights_in
@@ -108,6 +109,7 @@ class Autoencoder:
                 f"images of {height} x {width} pixels: the sides must be multiples of {self.factor}, such as "
                 f"{fitting}; pad() extends them"
             )
+        effort.count(evaluations=len(images))
         model: Any = self.model
         values = self._to_range(images.to(self.device, self.dtype))
         if self.kind == "kl":
@@ -140,6 +142,7 @@ class Autoencoder:
                 f"latents must be floats of shape [B, {self.channels}, h, w], not {latents.dtype} {list(latents.shape)}"
             )
         modules = self._modules(decoder)
+        effort.count(evaluations=len(latents))
         model: Any = self.model
         values = latents.to(self.device, self.dtype) / self.scaling + self.shift
         if self.kind == "vq":
@@ -248,7 +251,9 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     own = {"shipped": _SHIPPED, "shipped-f8": _SHIPPED.parent / "autoencoder_f8"}
     path = own[source] if isinstance(source, str) and source in own else Path(source).expanduser()
     if source in own and not path.is_dir():
-        raise UnavailableError("this copy of waterproof ships no autoencoder: give a folder or a hub id instead")
+        raise UnavailableError(
+            f"this copy of waterproof ships no autoencoder '{source}': give a folder or a hub id instead"
+        )
     if path.is_dir():
         if revision is not None:
             raise UserError(f"autoencoder {source} is a folder here, and only a hub id has a revision: leave it out")

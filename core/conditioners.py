@@ -73,6 +73,7 @@ class ClipConditioner:
             raise UnavailableError(
                 f"{folder}: tokenizer/ or text_encoder/ cannot be loaded: {first_line(error)}"
             ) from None
+        _load_strictly(encoder, folder / "text_encoder")
         self.encoder = encoder.float().eval().requires_grad_(False)
         self.digest = digest_of(folder / "text_encoder") + digest_of(folder / "tokenizer")
 
@@ -86,3 +87,19 @@ class ClipConditioner:
         tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest, return_tensors="pt").input_ids
         embedded: torch.Tensor = self.encoder(tokens)[0]
         return embedded
+
+
+def _load_strictly(encoder: torch.nn.Module, folder: Path) -> None:
+    """Loads the weights once more: transformers draws at random what a file lacks, and says so in a warning only."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return
+
+    def short(name: str) -> str:
+        # Releases of transformers disagree about this prefix.
+        return name.removeprefix("text_model.")
+
+    own = {short(name): name for name in encoder.state_dict()}
+    # Positions are counted from 0 by the module itself; files of before 2023 hold them.
+    state = {n: tensor for n, tensor in load_state(path).items() if not n.endswith("position_ids")}
+    load_module(encoder, {own.get(short(n), n): tensor for n, tensor in state.items()}, str(path))

@@ -1,4 +1,4 @@
-"""What works through an autoencoder or a latent diffusion model shares: which one, loaded once, and the way through."""
+"""What works through a network of its own shares: which autoencoder, model or distance, and the way through."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import effort
 from .components import Component, knob
 from .errors import UnavailableError, UserError
 from .images import Images
@@ -43,7 +42,7 @@ class HoldsAutoencoder(Component):
 
     def unavailable(self) -> str | None:
         """Needs the autoencoder."""
-        return _reason(lambda: self.network)
+        return why_not(lambda: self.network)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the autoencoder."""
@@ -73,7 +72,7 @@ class HoldsDiffusion(Component):
 
     def unavailable(self) -> str | None:
         """Needs the model."""
-        return _reason(lambda: self.diffusion)
+        return why_not(lambda: self.diffusion)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the model: network, autoencoder, text encoder and schedule."""
@@ -104,13 +103,12 @@ def through_latent(
     grown = (0, -width % multiple, 0, -height % multiple)
     padded = torch.nn.functional.pad(image, grown, mode="replicate")
     latent = change(autoencoder.encode(padded))
-    effort.count(evaluations=2)
     return autoencoder.decode(latent).clamp(0, 1)[..., :height, :width]
 
 
 def why_no_distance(name: str) -> str | None:
     """Why a perceptual distance cannot be used here, None if it can."""
-    reason = _reason(lambda: scaled_perceptual(name))
+    reason = why_not(lambda: scaled_perceptual(name))
     return None if reason is None else f"{reason}; or choose distance: watson-1993, which needs no weights"
 
 
@@ -128,7 +126,8 @@ def placed(label: str, name: str, source: str) -> str:
     return f"{label[:-1]}, {place})" if label.endswith(")") else f"{label}({place})"
 
 
-def _reason(load: Callable[[], object]) -> str | None:
+def why_not(load: Callable[[], object]) -> str | None:
+    """What is said against loading something, None if it loads."""
     try:
         load()
     except UserError as error:

@@ -63,6 +63,11 @@ class Sampling:
     solver: Solver = "ddim"
 
 
+def edit_steps(steps: int, strength: float) -> int:
+    """How many of a sampler's steps an edit of this strength takes, as diffusers counts them."""
+    return int(steps * strength)
+
+
 class LatentDiffusion:
     """A latent diffusion model in evaluation mode.
 
@@ -272,7 +277,7 @@ class LatentDiffusion:
         if not 0 <= strength <= 1:
             raise UserError(f"the strength of an edit is a share of the steps, 0 to 1, not {strength}")
         times = self.times(sampling.steps)
-        times = times[len(times) - int(sampling.steps * strength) :]
+        times = times[len(times) - edit_steps(sampling.steps, strength) :]
         if not times:
             return latent
         return self.denoise(self.noised(latent, times[0], noise), times, prompt, sampling.guidance)

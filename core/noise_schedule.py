@@ -47,6 +47,9 @@ def make_scheduler(schedule: Mapping[str, Any], solver: Solver, inverse: bool = 
 KINDS = ("epsilon", "v_prediction", "sample")
 """What networks are trained to predict."""
 
+NOISES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+"""What of a scheduler's configuration says how much noise there is at each time; the rest is a sampler's taste."""
+
 
 def set_times(scheduler: Any, steps: int) -> None:
     """Sets the times of so many evaluations, none of them below 0.

@@ -21,7 +21,7 @@ from . import effort
 from .errors import ImageError, UnavailableError, UserError, first_line
 from .identity import content_digest
 from .model_folders import WEIGHTS, find_folder, load_network, read_json
-from .noise_schedule import KINDS, estimates
+from .noise_schedule import KINDS, NOISES, estimates
 from .weights import digest_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ _WANTED = (
     *(name for part, file in _PARTS.items() for name in (f"{part}/{file}", file)),
 )
 """Files of a repository, the oldest of which have no folders for their parts."""
-_NOISES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-"""What of a scheduler's configuration says how much noise there is at each time; the rest is a sampler's taste."""
 
 
 class PixelDiffusion:
@@ -234,7 +232,7 @@ def _alphas(schedule: Mapping[str, Any]) -> torch.Tensor:
     """
     from diffusers import DDPMScheduler
 
-    betas = DDPMScheduler(**{name: schedule[name] for name in _NOISES if name in schedule}).betas.double()
+    betas = DDPMScheduler(**{name: schedule[name] for name in NOISES if name in schedule}).betas.double()
     if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas <= 1)).all()):
         raise ValueError("the variances of its steps are not all above 0 and up to 1")
     return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])

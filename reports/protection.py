@@ -101,10 +101,10 @@ def findings(study: ProtectionStudy) -> list[str]:
         if row["engaged"] is None:
             found.append(f"{row['method']} ({where}): nothing is said of recovery: {row['reason']}.")
         elif not row["engaged"]:
+            noise = "" if row.get("beyond") is None else f", under noise {row['protected'] + row['beyond']:.3f}"
             found.append(
                 f"{row['method']} is not engaged ({where}): its edits are {row['protected']:.3f} alike those of the "
-                f"clean image, two draws of the clean image {row['floor']:.3f}: {row['reason']}. There is nothing to "
-                "recover."
+                f"clean image{noise}, the floor is {row['floor']:.3f}: {row['reason']}. There is nothing to recover."
             )
     for row in records(study.budgets):
         if row.get("exceeded"):

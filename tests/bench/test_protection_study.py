@@ -246,3 +246,45 @@ def test_a_prompt_that_the_model_does_not_know_fails_its_own_cells(tmp_path: Pat
     assert failed["reason"].str.contains("does not know the word 'cat'").all()
     assert (run.cells[~run.cells["observer"].str.contains("a cat")]["status"] == "ok").all()
     assert "a cat" in write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("floor", "promised", "engaged", "reason"),
+    [
+        (1.0, None, [None], "has no noise of the same largest change"),
+        (0.7, None, [True], ""),
+        (1.0, 7.65, [None], "no noise"),
+    ],
+)
+def test_without_noise_an_editor_that_draws_nothing_says_nothing(
+    floor: float, promised: float | None, engaged: list[bool | None], reason: str
+) -> None:
+    values = {("p", "identity", False): np.full(20, 0.3), (None, "identity", True): np.full(20, floor)}
+    alone = Stub(cast("Any", values))
+    alone.about = lambda _kind, _label: {"name": "cloak", "largest_change": promised}  # type: ignore[method-assign]
+    table = study_protection(cast("Run", alone)).engagement
+    assert table["engaged"].tolist() == engaged
+    assert reason in table["reason"].iloc[0]
+
+
+def test_the_strongest_noise_of_the_size_is_the_one_to_beat_and_no_noise_is_none() -> None:
+    values = {
+        ("weak", "identity", False): np.full(20, 0.9),
+        ("strong", "identity", False): np.full(20, 0.6),
+        ("none", "identity", False): np.full(20, 1.0),
+        ("p", "identity", False): np.full(20, 0.7),
+        (None, "identity", True): np.full(20, 0.8),
+    }
+    changes = {"weak": 7.65, "strong": 8.0, "none": 0.0, "p": 0.9}
+    several = Stub(cast("Any", values))
+    several.protections = list(changes)
+    several.about = lambda _kind, label: {  # type: ignore[method-assign]
+        "name": "photoguard" if label == "p" else "null-protection",
+        "largest_change": changes[label],
+    }
+    table = study_protection(cast("Run", several)).engagement.set_index("method")
+    assert table.loc["p", "engaged"]
+    changes["p"] = 7.65
+    table = study_protection(cast("Run", several)).engagement.set_index("method")
+    assert not table.loc["p", "engaged"]
+    assert table.loc["p", "beyond"] == pytest.approx(-0.1)

@@ -299,7 +299,9 @@ def test_on_photographs_the_objective_falls_and_the_latent_gets_nearer_to_its_ta
         assert curve[-1] < 0.9 * curve[0]
         assert float(after[i]) < 0.9 * float(before[i])
     assert moved(result, pieces).min() > 0.1
-    assert (spent.evaluations, spent.backwards) == (2 * 10, 2 * 10)
+    # What is aimed at is encoded once for each image; zero is a number.
+    aims = 2 if fields or cls is Mist else 0
+    assert (spent.evaluations, spent.backwards) == (2 * 10 + aims, 2 * 10)
 
 
 @pytest.mark.parametrize(("cls", "fields"), [(PhotoGuard, {"adaptive": 1.0}), (PhotoGuard, {}), (Mist, {})])

@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 from torch.nn import functional
 
-from waterproof.core import autoencoders
+from waterproof.core import autoencoders, effort
 from waterproof.core.autoencoders import Taef2, load_autoencoder
 from waterproof.core.errors import ImageError, UnavailableError, UserError
 from waterproof.core.weights import load_state, save_state
@@ -495,3 +495,10 @@ def test_the_autoencoders_that_ship_reconstruct_a_photograph(
     with torch.no_grad():
         again = autoencoder.reconstruct(image).clamp(0, 1)
     assert float(-10 * torch.log10((again - image).square().mean())) > least
+
+
+def test_every_pass_through_an_autoencoder_is_counted() -> None:
+    autoencoder = load_autoencoder("shipped")
+    with effort.measured() as spent, torch.no_grad():
+        autoencoder.reconstruct(torch.rand(3, 3, 8, 8))
+    assert (spent.evaluations, spent.backwards) == (6, 0)

@@ -54,7 +54,7 @@ def towards(network: Autoencoder, wanted: torch.Tensor, adaptive: float) -> Call
         found = network.encode(network.pad(values)[0])
         far = (unscaled(network, found) - wanted).square().flatten(1).mean(dim=1)
         passes = 2 if adaptive else 1
-        effort.count(evaluations=passes * len(values), backwards=passes * len(values))
+        effort.count(backwards=passes * len(values))
         if not adaptive:
             return far
         height, width = values.shape[2:]

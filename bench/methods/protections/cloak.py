@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from ....core import effort
 from ....core.components import param
 from ....core.descent import adam, in_batches
 from ....core.holding import HoldsDiffusion, distance_digests, why_no_distance
-from ....core.latent_diffusion import Sampling
+from ....core.latent_diffusion import Sampling, edit_steps
 from ....core.perceptual import scaled_perceptual
 from ..base import Protection
 from .base import latents, towards
@@ -60,7 +59,7 @@ class Cloak(HoldsDiffusion, Protection):
 
     @model_validator(mode="after")
     def _restyles(self) -> Cloak:
-        if int(self.sampling_steps * self.strength) < 1:
+        if edit_steps(self.sampling_steps, self.strength) < 1:
             raise ValueError(
                 f"strength {self.strength:g} of {self.sampling_steps} sampling_steps is less than one step"
             )
@@ -98,7 +97,6 @@ class Cloak(HoldsDiffusion, Protection):
                     ).clamp(0, 1))
                     for i in range(len(given))
                 ]  # fmt: skip
-            effort.count(evaluations=3 * len(given))
             aim = towards(network, torch.cat(styled), self.adaptive)
 
             def objective(values: torch.Tensor) -> torch.Tensor:
