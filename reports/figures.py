@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..core.errors import StatisticsError
+from ..core.identity import content_digest
 from . import words
 from .style import PALETTE, colour_of, grid, house_style, marker_of, plain
 
@@ -63,11 +64,15 @@ KNOWING = ("model", "collusion", "forgery")
 """Families of attacks that know a model, other users, or marked images."""
 
 
-def swept(run: Run) -> list[str]:
-    """Names of attacks that were run at two strengths or more."""
-    # Attacks that know something have a part of the report of their own.
-    names = [a["name"] for a in run.config["attacks"] if a["value"] is not None and a["family"] not in KNOWING]
-    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+def swept(run: Run) -> list[list[dict[str, Any]]]:
+    """Attacks that were run at two strengths or more and differ in nothing else."""
+    sweeps: dict[str, list[dict[str, Any]]] = {}
+    for attack in run.config["attacks"]:
+        # Attacks that know something have a part of the report of their own.
+        if attack["value"] is not None and attack["family"] not in KNOWING:
+            others = {key: value for key, value in attack["params"].items() if key != attack["strength"]}
+            sweeps.setdefault(content_digest([attack["name"], others, attack.get("digests")]), []).append(attack)
+    return [sweep for sweep in sweeps.values() if len(sweep) > 1]
 
 
 def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy") -> Figure | None:
@@ -75,20 +80,23 @@ def strength_curves(run: Run, summary: pd.DataFrame, column: str = "bit_accuracy
 
     Harder is to the right; where both directions do harm (brightness below and above 1), values simply grow.
     """
-    names = swept(run)
-    if not names or column not in summary:
+    sweeps = swept(run)
+    if not sweeps or column not in summary:
         return None
+    names = [sweep[0]["name"] for sweep in sweeps]
     with house_style():
-        figure, panels = grid(len(names), 4, 2.35, 1.9)
-        for axes, name in zip(panels, names, strict=True):
-            rows = summary[summary["attack_name"] == name]
+        figure, panels = grid(len(sweeps), 4, 2.35, 1.9)
+        for axes, sweep in zip(panels, sweeps, strict=True):
+            rows = summary[summary["attack"].isin([attack["label"] for attack in sweep])]
             order = _ordered(rows.drop_duplicates("attack"))
             ticks = [f"{value:g}" for value in order["strength"]]
             for method in run.methods:
                 mine = rows[rows["method"] == method].set_index("attack").reindex(order["attack"])
                 _band(axes, mine, column, run, method)
             axes.set_xticks(range(len(ticks)), ticks)
-            axes.set_title(plain(f"{name}: {_strength_name(run, name)}"))
+            name = sweep[0]["name"]
+            title = f"{name}: {sweep[0]['strength']}"
+            axes.set_title(plain(title if names.count(name) == 1 else shortened(f"{sweep[0]['label']} and on")))
             axes.set_ylim(*((0.35, 1.02) if column == "bit_accuracy" else (-0.03, 1.03)))
             if column == "bit_accuracy":
                 axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
@@ -116,10 +124,6 @@ def _band(axes: Axes, rows: pd.DataFrame, column: str, run: Run, method: str) ->
     colour, x = colour_of(run.methods, method), np.arange(len(rows))
     axes.fill_between(x, rows[f"{column}_low"], rows[f"{column}_high"], color=colour, alpha=0.18, linewidth=0)
     axes.plot(x, rows[column], marker=marker_of(run.methods, method), markersize=3.6, color=colour)
-
-
-def _strength_name(run: Run, name: str) -> str:
-    return next(str(a["strength"]) for a in run.config["attacks"] if a["name"] == name)
 
 
 def _legend(figure: Figure, run: Run) -> None:
@@ -159,14 +163,18 @@ def roc_curves(run: Run, name: str) -> Figure:
             axes.set_title(plain(method))
         figure.supxlabel("false-positive rate, attacked unmarked images", fontsize=9)
         panels[0].set_ylabel("true-positive rate")
-        panels[-1].legend(loc="lower right", fontsize=7)
+        handles, labels = panels[-1].get_legend_handles_labels()
+        columns = 2 if max(map(len, labels)) > 24 else 5
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=7)
     return figure
 
 
 def _roc_panel(axes: Axes, run: Run, method: str, attacks: list[dict[str, Any]], colours: np.ndarray) -> float:
     floor = 1.0
+    values = [attack["value"] for attack in attacks]
     for attack, colour in zip(attacks, colours, strict=True):
-        label = plain(attack["label"] if attack["value"] is None else f"{attack['strength']} {attack['value']:g}")
+        alone = attack["value"] is not None and values.count(attack["value"]) == 1
+        label = plain(f"{attack['strength']} {attack['value']:g}" if alone else attack["label"])
         try:
             curve = run.roc(method, attack["label"])
         except StatisticsError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from waterproof.bench.run import evaluate
 from waterproof.bench.summary import families
 from waterproof.core.errors import StoreError
-from waterproof.reports.figures import survival
+from waterproof.reports.figures import survival, swept
 from waterproof.reports.style import plain
 from waterproof.reports.terminal import print_summary
 from waterproof.reports.words import number, rate, small
@@ -327,3 +328,27 @@ def test_a_browser_shows_the_page_without_an_error_or_a_request(run: Run, page: 
 @pytest.mark.parametrize("format_of", [number, small])
 def test_zero_is_shown_as_a_number(format_of: Callable[[float], str]) -> None:
     assert float(format_of(0.0)) == 0
+
+
+def test_only_attacks_that_differ_in_strength_alone_are_a_sweep() -> None:
+    def attack(name: str, family: str = "regeneration", **params: Any) -> dict[str, Any]:
+        value = float(params["time"])
+        return {
+            "name": name,
+            "family": family,
+            "params": params,
+            "strength": "time",
+            "value": value,
+            "label": f"{params}",
+        }
+
+    attacks = [
+        attack("diffusion", time=30, published=False),
+        attack("diffusion", time=60, published=False),
+        attack("diffusion", time=60, published=True),
+        attack("rinse", time=60),
+        attack("forgery", "forgery", time=1),
+        attack("forgery", "forgery", time=5),
+    ]
+    run: Any = SimpleNamespace(config={"attacks": attacks})
+    assert [[one["label"] for one in sweep] for sweep in swept(run)] == [[attacks[0]["label"], attacks[1]["label"]]]
