@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _FIDELITY = ("psnr", "ssim")
 _PICTURES = 8
 _PATIENCE = 60.0
-"""Seconds that making one image again for the gallery may take."""
+"""Seconds that the gallery's protections may take for an image, each, and its purifiers all together."""
 
 
 def write_protection(run: Run, folder: Path, **shared: Any) -> Path:
@@ -58,7 +58,8 @@ def write_protection(run: Run, folder: Path, **shared: Any) -> Path:
     for name, figure in drawn.items():
         if figure is not None:
             pictures[name] = save_figure(figure, figures / name)
-    exhibits, missing = _exhibits(run, costs)
+    engaged = {str(row["method"]) for row in records(study.engagement) if row["engaged"]}
+    exhibits, missing = _exhibits(run, costs, engaged)
     page = render(
         "protection.html", run=run, level=study.level, findings=findings(study), engagement=records(study.engagement),
         recovery=_by_cell(study.recovery), clean=_by_cell(study.clean), worst=_by_cell(study.worst),
@@ -94,27 +95,33 @@ def _fidelity_rows(run: Run, study: ProtectionStudy) -> list[dict[str, Any]]:
 
 
 def findings(study: ProtectionStudy) -> list[str]:
-    """What the tables say, in sentences; a protection that was not engaged is named first."""
+    """What the tables say, in sentences; protections that were not engaged first, those of one reason together."""
     found = []
+    refused: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in records(study.engagement):
-        where = f"{row['editor']}, {row['measure']}"
-        if row["engaged"] is None:
-            found.append(f"{row['method']} ({where}): nothing is said of recovery: {row['reason']}.")
-        elif not row["engaged"]:
-            noise = "" if row.get("beyond") is None else f", under noise {row['protected'] + row['beyond']:.3f}"
+        if not row["engaged"]:
+            refused.setdefault((row["editor"], row["measure"], row["reason"]), []).append(row)
+    for (editor, measure, reason), rows in refused.items():
+        known = [row for row in rows if row["engaged"] is not None]
+        names = ", ".join(f"{row['method']} ({row['protected']:.3f})" for row in known)
+        if known:
             found.append(
-                f"{row['method']} is not engaged ({where}): its edits are {row['protected']:.3f} alike those of the "
-                f"clean image{noise}, the floor is {row['floor']:.3f}: {row['reason']}. There is nothing to recover."
+                f"Not engaged ({editor}, {measure}): {names}. In brackets, how alike edits are to those of the clean "
+                f"image; the floor is {known[0]['floor']:.3f}: {reason}. There is nothing to recover."
             )
+        unknown = [row["method"] for row in rows if row["engaged"] is None]
+        if unknown:
+            found.append(f"Nothing is said ({editor}, {measure}) of {', '.join(unknown)}: {reason}.")
     for row in records(study.budgets):
         if row.get("exceeded"):
             budget = f"its budget of {row['promised']:g} grey levels"
             found.append(f"{row['method']} exceeds {budget} on {row['exceeded']:g} images.")
     engaged = study.recovery[study.recovery["recovery"].notna()] if "recovery" in study.recovery else study.recovery[:0]
-    for (editor, measure, method), part in engaged.groupby(["editor", "measure", "method"], sort=False):
+    for (on, by, method), part in engaged.groupby(["editor", "measure", "method"], sort=False):
         best = max(records(part), key=lambda row: float(row["recovery"]))
+        most = "nothing gives anything back; best is" if best["recovery_high"] <= 0 else "most is given back by"
         found.append(
-            f"{method}: {best['attack']} gives back most ({editor}, {measure}): {best['recovery']:.2f} "
+            f"{method} ({on}, {by}): {most} {best['attack']}, {best['recovery']:.2f} "
             f"[{best['recovery_low']:.2f}, {best['recovery_high']:.2f}] of the way to the floor."
         )
     return found
@@ -232,7 +239,23 @@ def _objectives(run: Run) -> Figure | None:
     return figure
 
 
-def _exhibits(run: Run, costs: pd.DataFrame) -> tuple[list[dict[str, Any]], str]:
+def _affordable(plan: Plan, seconds: dict[str, float], engaged: set[str]) -> tuple[dict[str, list[int]], list[str]]:
+    """The purifiers to show of each protection within the time for all, engaged ones first; and what is left out."""
+    left, left_out = _PATIENCE, []
+    chosen: dict[str, list[int]] = {}
+    for method in sorted(plan.methods, key=lambda m: m.label not in engaged):
+        chosen[method.label] = []
+        for i, attack in enumerate(plan.attacks):
+            cost = seconds.get(attack.label, 0.0)
+            if cost > 1 and cost > left:
+                left_out.append(f"{attack.label} of {method.label}")
+                continue
+            left -= cost
+            chosen[method.label].append(i)
+    return chosen, left_out
+
+
+def _exhibits(run: Run, costs: pd.DataFrame, engaged: set[str]) -> tuple[list[dict[str, Any]], str]:
     """An image clean, protected and purified, with an edit of each, made anew from the run's own recipe."""
     try:
         plan = make_plan(validate(run.config["benchmark"]), run.store.index())
@@ -247,14 +270,14 @@ def _exhibits(run: Run, costs: pd.DataFrame) -> tuple[list[dict[str, Any]], str]
     shown: list[dict[str, Any]] = []
     problems: list[str] = []
     seconds = {str(row["name"]): float(row["seconds"]) for row in records(costs)}
-    slow = [a.label for a in plan.attacks if seconds.get(a.label, 0.0) > _PATIENCE]
-    if slow:
-        problems.append(f"Not made again, because one image takes more than {_PATIENCE:g} s: {', '.join(slow)}")
+    affordable, left_out = _affordable(plan, seconds, engaged)
+    if left_out:
+        problems.append(f"Not made again, so that this takes about {_PATIENCE:g} s: {', '.join(left_out)}")
     for method in plan.methods:
         try:
             if seconds.get(method.label, 0.0) > _PATIENCE:
                 raise UserError(f"one image takes {seconds[method.label]:.0f} s")
-            rows = _row(plan, method, group, chosen, [i for i, a in enumerate(plan.attacks) if a.label not in slow])
+            rows = _row(plan, method, group, chosen, affordable[method.label])
         except Exception as error:
             problems.append(f"{method.label}: {describe_error(error)}")
             continue

@@ -69,5 +69,6 @@ def colour_of(labels: Sequence[str], label: str) -> str:
 
 
 def marker_of(labels: Sequence[str], label: str) -> str:
-    """The marker of a method."""
-    return MARKERS[labels.index(label) % len(MARKERS)]
+    """The marker of a method; no two share marker and colour before there are 64."""
+    place = labels.index(label)
+    return MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]

@@ -91,7 +91,7 @@ def test_the_page_tells_engagement_recovery_fidelity_and_cost(run: Run, capsys: 
         'id="fidelity"',
         'id="cost"',
         "network evaluations",
-        "is not engaged",
+        "Not engaged",
     ):
         assert words in text
     assert "data:image/webp" in text
